@@ -18,7 +18,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 use tiebeam::bench::Ceilings;
 use tiebeam::decode::{Windows, perplexity};
-use tiebeam::models::llama::{Form, Llama, Published, Session, SessionOptions};
+use tiebeam::models::llama::{Form, Published};
+use tiebeam::models::lm::{Lm, Session, SessionOptions};
 use tiebeam::store::gguf::{self, GgufType, Value};
 use tiebeam::text::Words;
 use tiebeam::{DType, Error, Gpu, Result, Rng, files};
@@ -34,7 +35,7 @@ const WINDOWS: usize = 8;
 /// One form of the model: its name, weights, and the times of each round.
 struct Way {
     name: &'static str,
-    model: Llama,
+    model: Lm,
     keys: DType,
     /// Seconds to read it, and bytes of its weights on the device.
     read: f64,
@@ -56,7 +57,7 @@ fn read(file: &Published, name: &'static str, form: Form, keys: DType) -> Result
     Ok(Way { name, model, keys, read, weights, most: 0, prompt: vec![], answer: vec![], perplexity: None })
 }
 
-fn gpu(model: &Llama) -> Gpu {
+fn gpu(model: &Lm) -> Gpu {
     model.norm.gain.gpu().clone()
 }
 

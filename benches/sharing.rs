@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 use tiebeam::bench::{Ceilings, counted};
 use tiebeam::decode::{DepthBatch, Exit, Request, Scheduling};
+use tiebeam::models::lm::{Lm, LmConfig};
 use tiebeam::models::mor::{Keys, Mor, Routing, capacities};
-use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::{Epilogue, Mask};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::share::hashed::SEEDS;
@@ -174,15 +175,16 @@ fn masa_step(gpu: &Gpu) -> Result<Vec<Row>> {
     let ids: Vec<u32> = (0..4096).map(|i| i * 7 % 64).collect();
     let [x, y] = [&ids[..], &ids[..]].map(|ids| Tensor::from_slice(gpu, ids, [64, 64]));
     let step = |sharing| -> Result<_> {
-        let config = RecursiveConfig::default()
+        let config = LmConfig::small()
             .vocab(64)
             .width(128)
             .heads(4)
+            .kv_heads(4)
             .hidden(512)
             .context(64)
             .depth(6)
             .sharing(sharing);
-        let model = Recursive::new(gpu, config, &mut Rng::new(1));
+        let model = Lm::new(gpu, config, &mut Rng::new(1));
         let all = Parameters::of(&model);
         let group = Group::new(all.named().iter().map(|(n, p)| (n.clone(), p)));
         let mut optimizer = AdamW::new(gpu, vec![group], AdamWConfig::default())?;
@@ -199,10 +201,11 @@ fn masa_step(gpu: &Gpu) -> Result<Vec<Row>> {
 /// Compares two schedulings of a served batch with three depths, whose answers exit at depth 1.5 on average.
 fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
     let sizes = |width| {
-        RecursiveConfig::default()
+        LmConfig::small()
             .vocab(256)
             .width(width)
             .heads(4)
+            .kv_heads(4)
             .hidden(4 * width)
             .context(64)
             .depth(3)
@@ -210,7 +213,7 @@ fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
     };
     let mut all = Vec::new();
     for width in [64, 256] {
-        let model = Recursive::new(gpu, sizes(width), &mut Rng::new(1));
+        let model = Lm::new(gpu, sizes(width), &mut Rng::new(1));
         let serve = |scheduling| {
             // Exit depths 1, 1, 1 and 3 have mean 1.5.
             let exit = Exit::Oracle(Box::new(|id, i| if (id as usize + i) % 4 == 3 { 3 } else { 1 }));
@@ -232,15 +235,16 @@ fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
 
 /// Compares a step of Mixture-of-Recursions with applying the same block to all tokens three times.
 fn mor(gpu: &Gpu) -> Result<Vec<Row>> {
-    let config = RecursiveConfig::default()
+    let config = LmConfig::small()
         .vocab(8)
         .width(512)
         .heads(8)
+        .kv_heads(8)
         .hidden(2048)
         .context(8)
         .depth(1)
         .sharing(Sharing::none());
-    let block = Recursive::new(gpu, config, &mut Rng::new(1)).blocks.remove(0);
+    let block = Lm::new(gpu, config, &mut Rng::new(1)).blocks[0].dense().expect("a block without experts");
     let model = Mor::new(gpu, block.clone(), 3, Routing::Expert, Keys::Recursion, &mut Rng::new(2));
     let x = normal(gpu, &[1, 1024, 512], 3);
     let k = capacities(1024, 3);

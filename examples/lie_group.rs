@@ -184,6 +184,7 @@ impl Net {
             fiber_kernel: Linear::new(gpu, c, c, false, uniform(c), rng),
             norm: Norm::layer(gpu, c, 1e-5),
             mlp: Mlp {
+                gate: None,
                 up: Linear::new(gpu, c, 2 * c, true, uniform(c), rng),
                 down: Linear::new(gpu, 2 * c, c, true, uniform(2 * c), rng),
                 activation: Activation::Gelu,

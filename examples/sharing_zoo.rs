@@ -19,7 +19,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use tiebeam::models::lm::{Lm, LmConfig};
+use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
 use tiebeam::train::Trainer;
@@ -119,7 +120,7 @@ impl Corpus {
     }
 
     /// Returns the mean loss over adjacent windows of the held-out part, in nats per character.
-    fn validate(&self, gpu: &Gpu, model: &Recursive) -> Result<f64> {
+    fn validate(&self, gpu: &Gpu, model: &Lm) -> Result<f64> {
         let windows: Vec<&[u32]> =
             self.held_out.windows(CONTEXT + 1).step_by(CONTEXT).take(VALIDATION / CONTEXT).collect();
         let (mut sum, mut count) = (0.0, 0);
@@ -151,15 +152,16 @@ fn train(
     (steps, precision): (u32, Precision),
     (bar, stop): (&ProgressBar, &Arc<AtomicBool>),
 ) -> Result<Value> {
-    let config = RecursiveConfig::default()
+    let config = LmConfig::small()
         .vocab(text.vocab)
         .width(WIDTH)
         .heads(4)
+        .kv_heads(4)
         .hidden(4 * WIDTH)
         .context(CONTEXT)
         .depth(DEPTH)
         .sharing(Sharing::named(sharing)?);
-    let model = Recursive::new(gpu, config, &mut Rng::new(seed));
+    let model = Lm::new(gpu, config, &mut Rng::new(seed));
     let parameters = Parameters::of(&model);
     let total = u64::from(steps);
     let mut trainer = Trainer::new(optimizer(gpu, &parameters)?)

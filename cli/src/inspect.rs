@@ -4,7 +4,8 @@ use crate::context::Context;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tiebeam::models::llama::{Published, RopeScaling};
+use tiebeam::models::llama::Published;
+use tiebeam::models::lm::RopeScaling;
 use tiebeam::store::gguf::Gguf;
 use tiebeam::store::{Weights, located};
 use tiebeam::text::Words;
@@ -128,7 +129,7 @@ fn sizes(model: &Published, context: &Context) -> Result<()> {
     let window = c.window.map_or(String::new(), |window| format!(", window of {window}"));
     context.result(format_args!(
         "blocks       {} of width {}, MLP {}, {} heads of {} with {} of keys{window}",
-        c.layers,
+        c.depth,
         c.width,
         c.hidden,
         c.heads,
@@ -143,7 +144,7 @@ fn sizes(model: &Published, context: &Context) -> Result<()> {
     ));
     context.record(&json!({
         "line": "model", "kind": model.kind(), "title": model.title(), "parameters": parameters, "bytes": bytes,
-        "bits_per_parameter": bits, "packing": model.packing(), "vocabulary": c.vocab, "layers": c.layers,
+        "bits_per_parameter": bits, "packing": model.packing(), "vocabulary": c.vocab, "layers": c.depth,
         "width": c.width, "hidden": c.hidden, "heads": c.heads, "key_heads": c.kv_heads, "head_dim": c.head_dim(),
         "context": c.context, "window": c.window, "rope_base": c.rope_base,
     }))

@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 use text::Text;
-use tiebeam::models::recursive::{RecursiveConfig, Sharing};
+use tiebeam::models::lm::LmConfig;
+use tiebeam::models::sharing::Sharing;
 use tiebeam::{Gpu, Result};
 
 /// The default text: a frozen snapshot of this repository's sources and documentation (`examples/data/README.md`).
@@ -92,7 +93,7 @@ fn width(text: &str) -> std::result::Result<u32, String> {
 /// The sizes of a run. Those that the user does not set are chosen so that the adapter takes about two minutes.
 pub struct Sizes {
     /// The network.
-    pub model: RecursiveConfig,
+    pub model: LmConfig,
     /// Sequences per step.
     pub batch: usize,
     /// Training steps.
@@ -110,10 +111,11 @@ fn sizes(args: &Args, gpu: &Gpu) -> Sizes {
         SharingArg::Tied => Sharing::tied(),
         SharingArg::TiedLora => Sharing::tied_lora(args.rank as usize, 1.0),
     };
-    let model = RecursiveConfig::default()
+    let model = LmConfig::small()
         .vocab(256)
         .width(width)
         .heads(width / 32)
+        .kv_heads(width / 32)
         .hidden(4 * width)
         .context(args.context.map_or(context, |c| c as usize))
         .depth(args.depth as usize)

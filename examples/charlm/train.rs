@@ -6,7 +6,7 @@ use crate::{Args, Sizes, terminal};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tiebeam::models::recursive::Recursive;
+use tiebeam::models::lm::Lm;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
 use tiebeam::store::File;
@@ -21,7 +21,7 @@ struct Run<'a> {
     text: &'a Text,
     /// When the process began.
     started: Instant,
-    model: Recursive,
+    model: Lm,
     trainer: Trainer,
     losses: Vec<(usize, f32)>,
 }
@@ -29,7 +29,7 @@ struct Run<'a> {
 pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant) -> Result<()> {
     let (unigram, bigram) = text::baselines(text);
     let mut rng = Rng::new(args.seed);
-    let model = Recursive::new(gpu, sizes.model.clone(), &mut rng);
+    let model = Lm::new(gpu, sizes.model.clone(), &mut rng);
     let total = sizes.steps as u64;
     let trainer = Trainer::new(optimizer(gpu, &model, sizes.lr)?)
         .schedule(Schedule::WarmupCosine { warmup: (total / 20).max(1), total, floor: 0.1 })
@@ -66,7 +66,7 @@ pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant)
 }
 
 /// Creates the optimizer. Matrices have weight decay, vectors (norms) have none.
-fn optimizer(gpu: &Gpu, model: &Recursive, lr: f32) -> Result<AdamW> {
+fn optimizer(gpu: &Gpu, model: &Lm, lr: f32) -> Result<AdamW> {
     let [matrices, vectors] = Group::split(Parameters::of(model).trainable(), |_, p| p.shape().len() > 1);
     let config = AdamWConfig::default().lr(lr).betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
     AdamW::new(gpu, vec![matrices.weight_decay(0.1), vectors], config)
@@ -225,7 +225,7 @@ impl Run<'_> {
             let last = window.len() - 1;
             let logits = no_grad(|| {
                 let hidden = self.model.hidden(&tokens);
-                self.model.head(&hidden[hidden.len() - 1].slice(1, last..last + 1))
+                self.model.logits(&hidden.slice(1, last..last + 1))
             });
             bytes.push(draw(&logits.to_vec::<f32>()?, 0.8, &mut rng));
         }

@@ -9,7 +9,7 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::models::recursive::Recursive;
+use crate::models::lm::{FeedForward, Lm, LmBlock, Positions};
 use crate::nn::{Linear, Norm};
 use crate::ops::product::site::Site;
 use crate::ops::sequence::cache::KvCache;
@@ -184,9 +184,9 @@ struct Best {
 /// # let gpu = Gpu::open()?;
 /// use tiebeam::Rng;
 /// use tiebeam::decode::{DepthBatch, Exit, Request, Scheduling};
-/// use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
-/// let sizes = RecursiveConfig::default().vocab(8).width(8).hidden(8).heads(2).context(8).depth(2);
-/// let model = Recursive::new(&gpu, sizes.sharing(Sharing::tied()), &mut Rng::new(1));
+/// use tiebeam::models::lm::{Lm, LmConfig};
+/// let sizes = LmConfig::small().vocab(8).width(8).hidden(8).heads(2).kv_heads(2).context(8).depth(2);
+/// let model = Lm::new(&gpu, sizes, &mut Rng::new(1));
 /// let mut batch = DepthBatch::new(&model, 2, Exit::Confidence(2.0), Scheduling::Continuous)?;
 /// batch.push(Request { id: 7, prompt: vec![1, 2], count: 3 })?;
 /// let answer = batch.run()?;
@@ -196,7 +196,7 @@ struct Best {
 /// ```
 pub struct DepthBatch<'a> {
     gpu: Gpu,
-    model: &'a Recursive,
+    model: &'a Lm,
     norms: [Norms; 2],
     /// `q k v o up down`
     layers: [DepthwiseLayer; 6],
@@ -217,31 +217,22 @@ impl<'a> DepthBatch<'a> {
     /// # Errors
     /// [`Error::Config`] when the model's depths do not all share their matrices, norms or linear layers have biases,
     /// heads are wider than 256, or there is no slot.
-    pub fn new(
-        model: &'a Recursive,
-        slots: usize,
-        exit: Exit,
-        scheduling: Scheduling,
-    ) -> Result<DepthBatch<'a>> {
-        let (c, gpu) = (&model.config, model.positions.gpu().clone());
+    pub fn new(model: &'a Lm, slots: usize, exit: Exit, scheduling: Scheduling) -> Result<DepthBatch<'a>> {
+        let (c, gpu) = (&model.config, model.gpu().clone());
         let plain = model.blocks.iter().all(|b| b.norm1.bias.is_none() && b.norm2.bias.is_none());
-        let linear: [fn(&crate::nn::Block) -> &Linear; 6] = [
-            |b| &b.attention.q,
-            |b| &b.attention.k,
-            |b| &b.attention.v,
-            |b| &b.attention.o,
-            |b| &b.mlp.up,
-            |b| &b.mlp.down,
-        ];
-        let bare = model.blocks.iter().all(|b| linear.iter().all(|of| of(b).bias.is_none()));
-        let head_dim = c.width / c.heads;
-        if !plain || !bare || slots == 0 || head_dim > 256 {
+        let bare = model.blocks.iter().flat_map(LmBlock::linears).all(|(_, linear)| linear.bias.is_none());
+        let learned = c.positions == Positions::Learned && c.window.is_none();
+        let dense = matches!(&model.blocks[0].mlp, FeedForward::Dense(mlp) if mlp.gate.is_none());
+        let head_dim = c.head_dim();
+        if !plain || !bare || !learned || !dense || c.kv_heads != c.heads || slots == 0 || head_dim > 256 {
             let message = format!(
-                "depth-wise batching: {slots} slots, heads of {head_dim}; heads above 256, norms and layers with biases are not served"
+                "depth-wise batching: {slots} slots, heads of {head_dim}; served are models with learned positions, a key head for each \
+                 query head, RMS norms, plain MLPs and no biases, and heads up to 256"
             );
             return Err(Error::config(message));
         }
-        let layers = linear.map(|of| DepthwiseLayer::of(&model.blocks.iter().map(of).collect::<Vec<_>>()));
+        let layers = ["q", "k", "v", "o", "up", "down"]
+            .map(|name| DepthwiseLayer::of(&model.blocks.iter().map(|b| b.linear(name)).collect::<Vec<_>>()));
         let [Some(q), Some(k), Some(v), Some(o), Some(up), Some(down)] = layers else {
             let sharing = &c.sharing;
             let message = format!(
@@ -387,7 +378,10 @@ impl<'a> DepthBatch<'a> {
         no_grad(|| {
             let [tokens, places, fresh] = &self.lists([tokens, places, fresh]);
             let token = self.model.embedding.forward(tokens);
-            let new = token.add(&self.model.positions.index_select(0, places));
+            let new = match &self.model.positions {
+                Some(positions) => token.add(&positions.index_select(0, places)),
+                None => token,
+            };
             let fresh = fresh.unsqueeze(1).expand(*new.shape());
             self.x = new.where_mask(&fresh, &self.x);
             self.x.evaluate();
@@ -421,7 +415,7 @@ impl<'a> DepthBatch<'a> {
         ]);
         let [ids, depths, cached, places, lengths, place_of, moved, asking] = &lists;
 
-        let heads = [rows, 1, c.heads, c.width / c.heads];
+        let heads = [rows, 1, c.heads, c.head_dim()];
         // With no slot at rest, rows are already where they belong.
         let all = rows == count;
         let x = if all { self.x.clone() } else { self.x.index_select(0, ids) };
@@ -432,10 +426,8 @@ impl<'a> DepthBatch<'a> {
         let q = q.permute([0, 2, 1, 3]);
         let y = self.cache.attend(&q, cached, lengths).permute([0, 2, 1, 3]).reshape([rows, c.width]);
         let x = x.add(&o.forward(&y, depths));
-        let hidden = self.model.blocks[0]
-            .mlp
-            .activation
-            .apply(&up.forward(&self.norms[1].forward(&x, depths), depths));
+        let hidden = up.forward(&self.norms[1].forward(&x, depths), depths);
+        let hidden = c.mlp.activation().apply(&hidden);
         let x = x.add(&down.forward(&hidden, depths));
         self.x = if all {
             x.clone()
@@ -449,7 +441,7 @@ impl<'a> DepthBatch<'a> {
             return Ok(Vec::new());
         }
         let leaving = if asked.len() == rows { x } else { x.index_select(0, asking) };
-        let scores = self.model.head(&leaving);
+        let scores = self.model.logits(&leaving);
         // The highest score has the highest probability, which nobody asks for if depths are known beforehand.
         let scores = if matches!(self.exit, Exit::Oracle(_)) { scores } else { scores.softmax(-1) };
         let (best, token) = scores.topk(1, 1);

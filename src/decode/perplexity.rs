@@ -1,7 +1,7 @@
 //! How well a model predicts a text.
 
 use crate::error::{Error, Result};
-use crate::models::llama::Llama;
+use crate::models::lm::Lm;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 #[cfg(feature = "text")]
@@ -81,7 +81,7 @@ impl Windows {
 /// # Panics
 /// When a window has more tokens than the model's context.
 #[track_caller]
-pub fn perplexity(model: &Llama, windows: &Windows, mut on_window: impl FnMut(usize)) -> Result<f64> {
+pub fn perplexity(model: &Lm, windows: &Windows, mut on_window: impl FnMut(usize)) -> Result<f64> {
     perplexity_with(model, windows, |window, _| {
         on_window(window);
         Ok(())
@@ -98,13 +98,13 @@ pub fn perplexity(model: &Llama, windows: &Windows, mut on_window: impl FnMut(us
 /// As [`perplexity`].
 #[track_caller]
 pub fn perplexity_with(
-    model: &Llama,
+    model: &Lm,
     windows: &Windows,
     mut see: impl FnMut(usize, &Tensor) -> Result<()>,
 ) -> Result<f64> {
     let mut sum = 0.0;
     for (w, window) in windows.windows.iter().enumerate() {
-        let gpu = model.embedding.gpu();
+        let gpu = model.gpu();
         let [x, y] = [0, 1]
             .map(|from| Tensor::from_slice(gpu, &window[from..][..windows.length], [1, windows.length]));
         let (stream, loss) = no_grad(|| {

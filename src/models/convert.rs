@@ -6,10 +6,13 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::linalg;
-use crate::models::recursive::{Recursive, RecursiveConfig, Sharing};
-use crate::nn::{Block, Linear, Norm, Parameters};
+use crate::models::lm::{FeedForward, Lm, LmBlock, LmConfig, TokenTable, copied_norm, copy, is_attention};
+use crate::models::sharing::{Hash, HashMapping, Sharing};
+use crate::nn::{Linear, Parameters, SiteEmbedding};
 use crate::ops::product::site::Site;
-use crate::share::{LowRank, Tied};
+use crate::setters::setters;
+use crate::share::{Hashed, LowRank, Tied};
+use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -150,57 +153,74 @@ fn check_cycle(layers: usize, blocks: usize) -> Result<()> {
     Ok(())
 }
 
-/// The six linear layers of a block, in a fixed order.
-fn linears(block: &mut Block) -> [&mut Linear; 6] {
-    let Block { attention: a, mlp, .. } = block;
-    [&mut a.q, &mut a.k, &mut a.v, &mut a.o, &mut mlp.up, &mut mlp.down]
+/// How the layers of a model are tied in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecursivePlan {
+    /// Blocks that are stored and used in turn; they must divide the number of those that are converted.
+    pub blocks: usize,
+    /// Rank of each depth's low-rank part, 0 for none.
+    pub rank: usize,
+    /// From which layers the stored blocks are made.
+    pub selection: Selection,
+    /// Blocks at the start and at the end that are kept.
+    pub ends: [usize; 2],
 }
 
-/// Makes a new leaf with the same content.
-fn copy(x: &Tensor) -> Tensor {
-    let y = x.detach().affine(1.0, 0.0);
-    y.evaluate();
-    y.requires_grad()
-}
+setters!(RecursivePlan { blocks: usize, rank: usize, selection: Selection, ends: [usize; 2] });
 
-fn own_norm(norm: &Norm) -> Norm {
-    Norm { gain: copy(&norm.gain), bias: norm.bias.as_ref().map(copy), eps: norm.eps }
+impl Default for RecursivePlan {
+    /// One block, of the mean of all layers, without low-rank parts.
+    fn default() -> RecursivePlan {
+        RecursivePlan { blocks: 1, rank: 0, selection: Selection::Average, ends: [0, 0] }
+    }
 }
 
 /// Copies a block. Every site's weight is materialised as a leaf of its own, and norms are copied.
-fn own_block(block: &Block) -> Block {
+fn own_block(block: &LmBlock) -> LmBlock {
     let mut new = block.clone();
-    new.norm1 = own_norm(&block.norm1);
-    new.norm2 = own_norm(&block.norm2);
-    for layer in linears(&mut new) {
+    new.norm1 = copied_norm(&block.norm1);
+    new.norm2 = copied_norm(&block.norm2);
+    for (_, layer) in new.linears_mut() {
         let w = layer.weight.expand();
         w.evaluate();
         layer.weight = Tied::new(&w.requires_grad()).shared();
         layer.bias = layer.bias.as_ref().map(copy);
     }
+    if let FeedForward::Experts(experts) = &mut new.mlp {
+        experts.router = Tied::new(&copy(&experts.router.expand())).shared();
+    }
     new
 }
 
-impl Recursive {
+impl Lm {
     /// Returns this model with its matrices tied in turn: `blocks` blocks are stored, each depth has a low-rank part of
-    /// `rank` (0 for none), and norms are kept. With a rank as large as the matrices, the result computes what this model
+    /// `rank` (0 for none), and norms and biases are kept. With a rank as large as the matrices, the result computes what this model
     /// does.
     ///
     /// # Errors
-    /// [`Error::Config`] when `blocks` does not divide the depth; when the device fails.
-    pub fn recursive(&self, blocks: usize, rank: usize, selection: Selection) -> Result<Recursive> {
-        check_cycle(self.blocks.len(), blocks)?;
-        let mut new: Vec<Block> = self.blocks_now().iter().map(own_block).collect();
-        for i in 0..6 {
+    /// [`Error::Config`] when `blocks` does not divide the depths between the ends, and for models of experts; when the device fails.
+    pub fn recursive(&self, plan: RecursivePlan) -> Result<Lm> {
+        let RecursivePlan { blocks, rank, selection, ends: [first, last] } = plan;
+        let depth = self.blocks.len();
+        let middle = depth.checked_sub(first.saturating_add(last)).filter(|&middle| middle > 0);
+        let middle = middle.ok_or_else(|| {
+            Error::config(format!("conversion: {first} first and {last} last blocks are kept of {depth}"))
+        })?;
+        check_cycle(middle, blocks)?;
+        self.check_dense("conversion")?;
+        let mut new: Vec<LmBlock> = no_grad(|| self.blocks_now()).iter().map(own_block).collect();
+        for (name, _) in self.config.linears() {
+            let range = &mut new[first..first + middle];
             let weights: Vec<Tensor> =
-                new.iter_mut().map(|block| linears(block)[i].weight.leaves().remove(0)).collect();
+                range.iter().map(|block| block.linear(name).weight.leaves().remove(0)).collect();
             let sites = recursive_sites(&weights, blocks, rank, selection)?;
-            for (block, site) in new.iter_mut().zip(sites) {
-                linears(block)[i].weight = site;
+            for (block, site) in range.iter_mut().zip(sites) {
+                block.linear_mut(name).weight = site;
             }
         }
-        // A rank above the matrices' shorter side was reduced to it.
-        Ok(self.with(new, Sharing::cycle(blocks, rank.min(self.config.width))))
+        let config = self.config.clone().ends(plan.ends).shared_norms(false);
+        Ok(self.with(new, config.sharing(Sharing::cycle(blocks, rank))))
     }
 
     /// Returns this model with separate blocks: depth `i` of the result starts from depth `map[i]` of this one.
@@ -208,27 +228,109 @@ impl Recursive {
     ///
     /// # Errors
     /// [`Error::Config`] when the map is empty or names a depth that does not exist.
-    pub fn untied(&self, map: &[usize]) -> Result<Recursive> {
+    pub fn untied(&self, map: &[usize]) -> Result<Lm> {
         let depth = self.blocks.len();
         if map.is_empty() || map.iter().any(|&l| l >= depth) {
             return Err(Error::config(format!(
                 "untie: map {map:?} of {depth} depths; name depths below {depth}"
             )));
         }
-        let blocks = self.blocks_now();
-        Ok(self.with(map.iter().map(|&l| own_block(&blocks[l])).collect(), Sharing::none()))
+        let blocks = no_grad(|| self.blocks_now());
+        let config = self.config.clone().ends([0, 0]).shared_norms(false).sharing(Sharing::none());
+        Ok(self.with(map.iter().map(|&l| own_block(&blocks[l])).collect(), config))
     }
 
-    fn with(&self, blocks: Vec<Block>, sharing: Sharing) -> Recursive {
-        let mut embedding = self.embedding.clone();
-        embedding.table = copy(&embedding.table);
-        Recursive {
-            config: RecursiveConfig { depth: blocks.len(), sharing, ..self.config },
-            dictionaries: Vec::new(),
-            embedding,
-            positions: copy(&self.positions),
+    /// Returns this model without the blocks in `removed`. The others form groups of `group` neighbours that share the
+    /// matrices of the first, and each keeps its own norms and biases (FoldGPT).
+    ///
+    /// # Errors
+    /// [`Error::Config`] when no block would remain, a removed block does not exist, or `group` is 0; for models of experts.
+    pub fn folded(&self, removed: &[usize], group: usize) -> Result<Lm> {
+        let depth = self.blocks.len();
+        let kept: Vec<usize> = (0..depth).filter(|l| !removed.contains(l)).collect();
+        if kept.is_empty() || group == 0 || removed.iter().any(|&l| l >= depth) {
+            let message = format!(
+                "fold: {removed:?} removed of {depth} blocks, groups of {group}; keep a block, group 1 or more"
+            );
+            return Err(Error::config(message));
+        }
+        self.check_dense("fold")?;
+        let mut folded = self.untied(&kept)?;
+        for i in 0..folded.blocks.len() {
+            let first = folded.blocks[i / group * group].clone();
+            for ((_, to), (_, from)) in folded.blocks[i].linears_mut().into_iter().zip(first.linears()) {
+                to.weight = from.weight.clone();
+            }
+        }
+        folded.config.sharing = Sharing::fold(group);
+        Ok(folded)
+    }
+
+    /// Returns this model with all of its matrices and tables read from one store of `1 / factor` as many numbers (STABLE-RPS). Each
+    /// number is the one with the least squared error over the weights that read it, relative to their usual sizes. That keeps about
+    /// `1 / factor` of the weights' squared norm: the model has to be trained after it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the factor is below 1; when the device fails.
+    pub fn hashed(&self, factor: f64) -> Result<Lm> {
+        let config = self.config.clone().ends([0, 0]).shared_norms(false).sharing(Sharing::hashed(factor));
+        let hash = Hash { factor, mapping: HashMapping::Stable };
+        let draws = config.draws(&hash)?;
+        let source = self.copied();
+        let mut weights: Vec<Arc<dyn Site>> = vec![source.embedding.weight()];
+        weights.extend(source.head.iter().map(|head| head.weight.clone()));
+        for block in &source.blocks {
+            weights.extend(block.sites());
+        }
+        let stored = draws[0].stored;
+        let (mut sums, mut squares) = (vec![0.0f32; stored], vec![0.0f32; stored]);
+        for (weight, draw) in weights.iter().zip(&draws) {
+            let values = weight.expand().to_vec::<f32>()?;
+            for ((at, sign), value) in draw.positions().into_iter().zip(draw.signs()).zip(values) {
+                sums[at as usize] += draw.scale * sign * value;
+                squares[at as usize] += draw.scale * draw.scale;
+            }
+        }
+        let values: Vec<f32> = sums
+            .iter()
+            .zip(&squares)
+            .map(|(sum, square)| if *square > 0.0 { sum / square } else { 0.0 })
+            .collect();
+        let omega = Tensor::from_slice(self.gpu(), &values, [stored]).requires_grad();
+        let mut sites = draws.into_iter().map(|draw| -> Arc<dyn Site> { Hashed::new(&omega, draw).shared() });
+        let mut next = || sites.next().expect("a draw for each weight");
+        let mut new = Lm { config, ..source };
+        new.embedding = TokenTable::Made(SiteEmbedding::new(next()));
+        new.head = new.head.map(|head| Linear { weight: next(), ..head });
+        for block in &mut new.blocks {
+            block.sites_mut().into_iter().for_each(|site| *site = next());
+        }
+        Ok(new)
+    }
+
+    /// Refuses a model of experts, whose matrices have no one name.
+    pub(crate) fn check_dense(&self, what: &str) -> Result<()> {
+        match self.config.experts {
+            Some(_) => Err(Error::config(format!("{what}: models of experts are not converted"))),
+            None => Ok(()),
+        }
+    }
+
+    /// These blocks under copies of the rest of this model.
+    pub(crate) fn with(&self, blocks: Vec<LmBlock>, config: LmConfig) -> Lm {
+        let head = self.head.as_ref().map(|head| {
+            let weight = Tied::new(&copy(&head.weight.expand())).shared();
+            Linear::from_site(weight, head.bias.as_ref().map(copy))
+        });
+        Lm {
+            made: Vec::new(),
+            config: config.depth(blocks.len()),
+            embedding: self.embedding.copied(copy),
+            positions: self.positions.as_ref().map(copy),
             blocks,
-            norm: own_norm(&self.norm),
+            norm: copied_norm(&self.norm),
+            head,
+            rope: self.rope.clone(),
         }
     }
 }
@@ -236,22 +338,21 @@ impl Recursive {
 /// Returns where each leaf of an untied model comes from: `(its name, the name in the tied model)`. With this, optimizer
 /// state can be carried over. `tied` must be the model that was untied by `map`, and must store every matrix in the form
 /// in which it is used.
-pub fn untied_names(tied: &Recursive, map: &[usize]) -> Vec<(String, String)> {
+pub fn untied_names(tied: &Lm, map: &[usize]) -> Vec<(String, String)> {
     let listed = Parameters::of(tied);
     // A shared leaf is listed under the first depth that uses it.
     let name_of = |leaf: &Tensor| {
         let found = listed.named().iter().find(|(_, other)| other.leaf_id() == leaf.leaf_id());
         found.map(|(name, _)| name.clone()).unwrap_or_default()
     };
-    const NAMES: [&str; 6] =
-        ["attention.q", "attention.k", "attention.v", "attention.o", "mlp.up", "mlp.down"];
-    let mut all: Vec<(String, String)> =
-        ["embedding.table", "positions", "norm.gain"].map(|name| (name.into(), name.into())).to_vec();
+    let blocks = listed.named().iter().filter(|(name, _)| !name.starts_with("blocks."));
+    let mut all: Vec<(String, String)> = blocks.map(|(name, _)| (name.clone(), name.clone())).collect();
     for (new, &old) in map.iter().enumerate() {
-        let mut block = tied.blocks[old].clone();
-        for (name, layer) in NAMES.iter().zip(linears(&mut block)) {
+        let block = &tied.blocks[old];
+        for (name, layer) in block.linears() {
+            let room = if is_attention(name) { "attention" } else { "mlp" };
             let leaf = layer.weight.leaves().remove(0);
-            all.push((format!("blocks.{new}.{name}.weight"), name_of(&leaf)));
+            all.push((format!("blocks.{new}.{room}.{name}.weight"), name_of(&leaf)));
         }
         for (name, norm) in [("norm1", &block.norm1), ("norm2", &block.norm2)] {
             all.push((format!("blocks.{new}.{name}.gain"), name_of(&norm.gain)));

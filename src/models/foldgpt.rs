@@ -9,38 +9,35 @@
 //!
 //! Source: arXiv 2407.00928.
 
-use crate::error::{Error, Result};
-use crate::models::recursive::{Recursive, Sharing};
-use crate::nn::{Block, Linear, Mask, distillation, module};
+use crate::error::Result;
+use crate::models::lm::Lm;
+use crate::nn::{distillation, module};
 use crate::tensor::Tensor;
 
 /// A model whose blocks have gates.
 #[non_exhaustive]
 pub struct Gated {
     /// The model. Its blocks must not share weights.
-    pub model: Recursive,
+    pub model: Lm,
     /// One scalar `[1]` per block, initially 1.
     pub gates: Vec<Tensor>,
 }
 
 impl Gated {
     /// Gives `model` gates of 1, with which it computes the same as before.
-    pub fn new(model: Recursive) -> Gated {
-        let gpu = model.positions.gpu();
+    pub fn new(model: Lm) -> Gated {
+        let gpu = model.gpu();
         let gates = model.blocks.iter().map(|_| Tensor::ones(gpu, [1]).requires_grad()).collect();
         Gated { gates, model }
     }
 
-    /// Scores of the next token, as in [`Recursive::forward`], with every block's change multiplied by its gate.
+    /// Scores of the next token, as in [`Lm::forward`], with every block's change multiplied by its gate.
     #[track_caller]
     pub fn forward(&self, tokens: &Tensor) -> Tensor {
-        let m = &self.model;
-        let mut x = m.embed(tokens);
-        for (block, gate) in m.blocks_now().iter().zip(&self.gates) {
-            let y = block.forward(&x, &Mask::Causal);
-            x = x.add(&y.sub(&x).mul(gate));
-        }
-        m.head(&x)
+        let x = self.model.hidden_through(tokens, |t, seen| {
+            seen.before.add(&seen.stream.sub(seen.before).mul(&self.gates[t]))
+        });
+        self.model.logits(&x)
     }
 
     /// Returns the term that training adds to the loss: `strength * (t mean|g| - mean|g - mean g|) + (mean g - keep)^2`.
@@ -71,38 +68,9 @@ impl Gated {
     /// matrices of the first, and each keeps its own norms. Their gates are near 1 and are dropped.
     ///
     /// # Errors
-    /// [`Error::Config`] when no block would remain, a removed block does not exist, or `group` is 0.
-    pub fn fold(&self, removed: &[usize], group: usize) -> Result<Recursive> {
-        let depth = self.model.blocks.len();
-        let kept: Vec<usize> = (0..depth).filter(|l| !removed.contains(l)).collect();
-        if kept.is_empty() || group == 0 || removed.iter().any(|&l| l >= depth) {
-            let message = format!(
-                "fold: {removed:?} removed of {depth} blocks, groups of {group}; keep a block, group 1 or more"
-            );
-            return Err(Error::config(message));
-        }
-        let mut folded = self.model.untied(&kept)?;
-        for i in 0..folded.blocks.len() {
-            let first = folded.blocks[i / group * group].clone();
-            share_matrices(&mut folded.blocks[i], &first);
-        }
-        folded.config.sharing = Sharing::fold(group);
-        Ok(folded)
-    }
-}
-
-/// Lets `block` use the matrices of `first`.
-fn share_matrices(block: &mut Block, first: &Block) {
-    let pairs: [(&mut Linear, &Linear); 6] = [
-        (&mut block.attention.q, &first.attention.q),
-        (&mut block.attention.k, &first.attention.k),
-        (&mut block.attention.v, &first.attention.v),
-        (&mut block.attention.o, &first.attention.o),
-        (&mut block.mlp.up, &first.mlp.up),
-        (&mut block.mlp.down, &first.mlp.down),
-    ];
-    for (to, from) in pairs {
-        *to = from.clone();
+    /// As [`Lm::folded`].
+    pub fn fold(&self, removed: &[usize], group: usize) -> Result<Lm> {
+        self.model.folded(removed, group)
     }
 }
 
@@ -112,23 +80,17 @@ fn share_matrices(block: &mut Block, first: &Block) {
 /// # Panics
 /// When `tail` is more than either model's depth.
 #[track_caller]
-pub fn tail_distillation(
-    student: &Recursive,
-    teacher: &Recursive,
-    tokens: &Tensor,
-    t: f32,
-    tail: usize,
-) -> Tensor {
-    let theirs = crate::no_grad(|| teacher.hidden(tokens));
-    let ours = student.hidden(tokens);
+pub fn tail_distillation(student: &Lm, teacher: &Lm, tokens: &Tensor, t: f32, tail: usize) -> Tensor {
+    let theirs = crate::no_grad(|| teacher.streams(tokens));
+    let ours = student.streams(tokens);
     assert!(
         tail <= ours.len() && tail <= theirs.len(),
         "tail distillation: {tail} of {} and {} depths",
         ours.len(),
         theirs.len()
     );
-    let goal = crate::no_grad(|| teacher.head(&theirs[theirs.len() - 1]));
-    let kl = distillation(&student.head(&ours[ours.len() - 1]), &goal, t);
+    let goal = crate::no_grad(|| teacher.logits(&theirs[theirs.len() - 1]));
+    let kl = distillation(&student.logits(&ours[ours.len() - 1]), &goal, t);
     (1..=tail).fold(kl, |sum, i| {
         let (a, b) = (&ours[ours.len() - i], &theirs[theirs.len() - i]);
         sum.add(&a.sub(&b.detach()).square().mean_all())

@@ -12,7 +12,8 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::models::convert::low_rank_seen;
-use crate::models::llama::{Llama, Made};
+use crate::models::lm::Lm;
+use crate::models::sharing::{Made, PROJECTIONS, Sharing, own_rank};
 use crate::share::matrix_pca;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
@@ -34,7 +35,7 @@ pub struct MasaPlan {
 ///
 /// # Errors
 /// When the device fails.
-pub fn drift(model: &Llama, tokens: &Tensor) -> Result<Vec<f64>> {
+pub fn drift(model: &Lm, tokens: &Tensor) -> Result<Vec<f64>> {
     let mut means = Vec::new();
     no_grad(|| {
         let width = model.config.width;
@@ -83,12 +84,12 @@ fn shares(atoms: usize, sizes: &[usize]) -> Vec<usize> {
 }
 
 /// Returns `X^T X` of the inputs of q, k and v, and of the inputs of o, for each block on `tokens`.
-fn autocorrelations(model: &Llama, tokens: &Tensor) -> Vec<[Tensor; 2]> {
+fn autocorrelations(model: &Lm, tokens: &Tensor) -> Vec<[Tensor; 2]> {
     let mut all = Vec::new();
     no_grad(|| {
-        let width = model.config.width;
         let _ = model.hidden_with(tokens, |_, seen| {
             all.push([seen.normed, seen.mixed].map(|x| {
+                let width = x.shape()[2];
                 let x = x.reshape([x.count() / width, width]);
                 let c = x.t().matmul(&x);
                 c.evaluate();
@@ -99,40 +100,43 @@ fn autocorrelations(model: &Llama, tokens: &Tensor) -> Vec<[Tensor; 2]> {
     all
 }
 
-impl Llama {
+impl Lm {
     /// Returns this model with q, k, v and o from dictionaries. Everything else has the same leaves.
     /// `tokens [batch, tokens]` are a sample of what the model reads. `step` is called with the name of each projection
     /// of each group as it begins.
     ///
     /// # Errors
     /// [`Error::Config`] when the plan does not fit the model; when the device fails.
-    pub fn masa(&self, plan: MasaPlan, tokens: &Tensor, mut step: impl FnMut(&str)) -> Result<Llama> {
+    pub fn masa(&self, plan: MasaPlan, tokens: &Tensor, mut step: impl FnMut(&str)) -> Result<Lm> {
         let (c, MasaPlan { atoms, groups: count, rank }) = (&self.config, plan);
-        let most = (c.kv_heads * c.width / c.heads).min(c.width);
-        if count == 0 || atoms < count || atoms > c.layers || rank.div_ceil(2) > most || rank > c.width {
+        let most = (c.kv_heads * c.head_dim()).min(c.width);
+        if count == 0 || atoms < count || atoms > c.depth || rank.div_ceil(2) > most || rank > c.width {
             return Err(Error::config(format!(
                 "masa: {atoms} atoms in {count} groups of {} blocks, rank {rank} of width {}; use 1 to {} atoms, no more groups \
                  than atoms, and a rank up to {}",
-                c.layers,
+                c.depth,
                 c.width,
-                c.layers,
+                c.depth,
                 c.width.min(2 * most)
             )));
         }
-        let drift = if count > 1 { drift(self, tokens)? } else { vec![0.0; c.layers - 1] };
+        let drift = if count > 1 { drift(self, tokens)? } else { vec![0.0; c.depth - 1] };
         let ranges = groups(&drift, count);
         let seen = if rank > 0 { autocorrelations(self, tokens) } else { Vec::new() };
         // The conversion starts from the weights that the model computes with now, whatever they are made of.
         let mut new = self.clone();
-        new.layers = no_grad(|| self.layers_now());
+        new.blocks = no_grad(|| self.blocks_now());
         new.made.clear();
-        let own = shares(atoms, &ranges.iter().map(ExactSizeIterator::len).collect::<Vec<_>>());
+        let sizes: Vec<usize> = ranges.iter().map(ExactSizeIterator::len).collect();
+        let own = shares(atoms, &sizes);
+        let sharing = Sharing::masa(&sizes, &own, rank);
+        new.config = c.clone().ends([0, 0]).sharing(sharing);
         for (range, atoms) in ranges.into_iter().zip(own) {
-            for linear in 0..4 {
-                step(crate::models::llama::LINEARS[linear]);
-                let made = new.made_of(&range, linear, MasaPlan { atoms, ..plan }, &seen)?;
-                for (l, layer) in new.layers[range.clone()].iter_mut().enumerate() {
-                    layer.linear_mut(linear).weight = made.dictionary.site(l);
+            for matrix in PROJECTIONS {
+                step(matrix);
+                let made = new.made_of(&range, matrix, MasaPlan { atoms, ..plan }, &seen)?;
+                for (l, block) in new.blocks[range.clone()].iter_mut().enumerate() {
+                    block.linear_mut(matrix).weight = made.place(l);
                 }
                 new.made.push(made);
             }
@@ -144,27 +148,26 @@ impl Llama {
     fn made_of(
         &self,
         range: &Range<usize>,
-        linear: usize,
+        matrix: &'static str,
         plan: MasaPlan,
         seen: &[[Tensor; 2]],
     ) -> Result<Made> {
         let weights: Vec<Tensor> = no_grad(|| {
-            let layers = self.layers[range.clone()].iter();
-            layers.map(|l| l.linear(linear).weight.expand().cast(DType::F32)).collect()
+            let blocks = self.blocks[range.clone()].iter();
+            blocks.map(|block| block.linear(matrix).weight.expand().cast(DType::F32)).collect()
         });
         let stack = Tensor::stack(&weights.iter().collect::<Vec<_>>(), 0);
         let (dictionary, _) = matrix_pca(&stack, plan.atoms)?;
-        // More rank helps q and o most.
-        let rank = if matches!(linear, 0 | 3) { plan.rank } else { plan.rank.div_ceil(2) };
+        let rank = own_rank(plan.rank, matrix);
         let mut own = Vec::new();
         if rank > 0 {
             let made = no_grad(|| dictionary.atoms.combine(&dictionary.coefficients));
             for ((w, made), seen) in weights.iter().zip(&made).zip(&seen[range.clone()]) {
-                let [b, a] = low_rank_seen(&w.sub(made), &seen[(linear == 3) as usize], rank)?;
+                let [b, a] = low_rank_seen(&w.sub(made), &seen[(matrix == "o") as usize], rank)?;
                 own.push([a.requires_grad(), b.requires_grad()]);
             }
         }
-        Ok(Made { linear, layers: range.clone(), dictionary, own })
+        Ok(Made { matrix, layers: range.clone(), dictionary, net: None, own })
     }
 }
 

@@ -1,11 +1,11 @@
 //! Models, built of what the floors below provide.
 
 pub mod convert;
+pub mod experts;
 pub mod foldgpt;
 pub mod llama;
+pub mod lm;
 pub mod masa;
 pub mod mor;
-pub mod recursive;
 pub mod sharing;
 pub mod sret;
-pub mod widenet;

@@ -71,7 +71,7 @@ impl Sliced {
         let std = (0.4 / width as f32).sqrt();
         let mut linear = |inner, out| Linear::new(gpu, inner, out, false, Init::Normal(std), rng);
         let [q, k, v, o] = [0; 4].map(|_| linear(width, width));
-        let mlp = |up, down| Mlp { up, down, activation: Activation::GeluTanh };
+        let mlp = |up, down| Mlp { gate: None, up, down, activation: Activation::GeluTanh };
         let block = Block {
             norm1: Norm::layer(gpu, width, 1e-5),
             attention: Attention { q, k, v, o, heads, kv_heads: heads },

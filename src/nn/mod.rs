@@ -309,23 +309,33 @@ impl Attention {
     /// `x [batch, tokens, width]`, plus `residual` of that shape if given.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, mask: &Mask, residual: Option<&Tensor>) -> Tensor {
+        let [q, k, v] = self.project(x);
+        let y = Attention::merge(&q.attention(&k, &v, mask));
+        self.o.forward_with(&y, Activation::None, residual)
+    }
+
+    /// Queries, keys and values of `x [batch, tokens, width]`, each `[batch, heads, tokens, head_dim]`.
+    #[track_caller]
+    pub fn project(&self, x: &Tensor) -> [Tensor; 3] {
         let [batch, tokens] = [x.shape()[0], x.shape()[1]];
-        let split = |y: Tensor, heads: usize| {
+        [(&self.q, self.heads), (&self.k, self.kv_heads), (&self.v, self.kv_heads)].map(|(layer, heads)| {
+            let y = layer.forward(x);
             let width = y.shape()[2];
             y.reshape([batch, tokens, heads, width / heads]).permute([0, 2, 1, 3])
-        };
-        let q = split(self.q.forward(x), self.heads);
-        let k = split(self.k.forward(x), self.kv_heads);
-        let v = split(self.v.forward(x), self.kv_heads);
-        let y = q.attention(&k, &v, mask).permute([0, 2, 1, 3]);
-        let y = y.reshape([batch, tokens, y.shape()[2] * y.shape()[3]]);
-        self.o.forward_with(&y, Activation::None, residual)
+        })
+    }
+
+    /// The heads' results `[batch, heads, tokens, head_dim]`, side by side: `[batch, tokens, heads * head_dim]`, the input of `o`.
+    #[track_caller]
+    pub fn merge(y: &Tensor) -> Tensor {
+        let [batch, heads, tokens, dim] = [0, 1, 2, 3].map(|axis| y.shape()[axis]);
+        y.permute([0, 2, 1, 3]).reshape([batch, tokens, heads * dim])
     }
 }
 
 module!(Attention { q, k, v, o, heads: _, kv_heads: _ });
 
-/// `W2 act(W1 x + b1) + b2`
+/// `W2 act(W1 x + b1) + b2`, or with a gate `W2 (act(G x + g) * (W1 x + b1)) + b2`, which with SiLU is SwiGLU.
 ///
 /// ```
 /// # use tiebeam::{Gpu, Tensor};
@@ -334,13 +344,15 @@ module!(Attention { q, k, v, o, heads: _, kv_heads: _ });
 /// use tiebeam::nn::{Activation, Init, Linear, Mlp};
 /// let mut rng = Rng::new(1);
 /// let mut layer = |inner, out| Linear::new(&gpu, inner, out, true, Init::KaimingUniform, &mut rng);
-/// let mlp = Mlp { up: layer(8, 32), down: layer(32, 8), activation: Activation::Gelu };
+/// let mlp = Mlp { gate: None, up: layer(8, 32), down: layer(32, 8), activation: Activation::Gelu };
 /// let x = Tensor::ones(&gpu, [2, 3, 8]);
 /// assert_eq!(mlp.forward(&x, Some(&x)).shape(), x.shape()); // `x` is added to the result
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Mlp {
+    /// `[hidden, width]`, multiplied with what `up` gives. The activation is the gate's if there is one.
+    pub gate: Option<Linear>,
     /// `[hidden, width]`
     pub up: Linear,
     /// `[width, hidden]`
@@ -353,12 +365,15 @@ impl Mlp {
     /// `x [.., width]`, plus `residual` of that shape if given.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Tensor {
-        let hidden = self.up.forward_with(x, self.activation, None);
+        let hidden = match &self.gate {
+            Some(gate) => gate.forward_with(x, self.activation, None).mul(&self.up.forward(x)),
+            None => self.up.forward_with(x, self.activation, None),
+        };
         self.down.forward_with(&hidden, Activation::None, residual)
     }
 }
 
-module!(Mlp { up, down, activation: _ });
+module!(Mlp { gate, up, down, activation: _ });
 
 /// A pre-norm transformer block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
 ///
@@ -370,7 +385,8 @@ module!(Mlp { up, down, activation: _ });
 /// let mut rng = Rng::new(1);
 /// let mut layer = |inner, out| Linear::new(&gpu, inner, out, false, Init::XavierUniform, &mut rng);
 /// let [q, k, v, o] = [(); 4].map(|()| layer(8, 8));
-/// let mlp = Mlp { up: layer(8, 32), down: layer(32, 8), activation: Activation::Silu };
+/// let [gate, up, down] = [layer(8, 32), layer(8, 32), layer(32, 8)];
+/// let mlp = Mlp { gate: Some(gate), up, down, activation: Activation::Silu };
 /// let attention = Attention { q, k, v, o, heads: 2, kv_heads: 2 };
 /// let [norm1, norm2] = [(); 2].map(|()| Norm::rms(&gpu, 8, 1e-5));
 /// let block = Block { norm1, attention, norm2, mlp };

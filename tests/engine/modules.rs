@@ -7,21 +7,21 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tiebeam::geometry::{Graph, Grid, Ponita, PonitaConfig, PonitaInput};
 use tiebeam::models::foldgpt::Gated;
+use tiebeam::models::lm::{ExpertsConfig, Lm, LmConfig};
 use tiebeam::models::mor::{Keys, Mor, Routing};
-use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use tiebeam::models::sharing::Sharing;
 use tiebeam::models::sret::Sliced;
-use tiebeam::models::widenet::{Experts, WideNet};
 use tiebeam::nn::{
-    BatchNorm, Buffer, Conv2d, Conv2dConfig, Dropout, GroupNorm, Init, Linear, Loaded, Mask, Module,
+    BatchNorm, Buffer, Conv2d, Conv2dConfig, Dropout, GroupNorm, Init, Linear, Loaded, Module,
     ModuleFile, Norm, Parameters, Sequential, SiteEmbedding, check_listed, module,
 };
 use tiebeam::share::{LowRank, Site};
 use tiebeam::store::{Checkpoint, File, save_checkpoint};
 use tiebeam::{DType, Gpu, Rng, Tensor};
 
-fn recursive(sharing: Sharing) -> Recursive {
-    let config = RecursiveConfig::default().vocab(11).width(16).heads(2).hidden(24).context(8).depth(3);
-    Recursive::new(gpu(), config.sharing(sharing), &mut Rng::new(5))
+fn recursive(sharing: Sharing) -> Lm {
+    let config = LmConfig::small().vocab(11).width(16).heads(2).kv_heads(2).hidden(24).context(8).depth(3);
+    Lm::new(gpu(), config.sharing(sharing), &mut Rng::new(5))
 }
 
 fn stream(gpu: &Gpu) -> Tensor {
@@ -63,6 +63,11 @@ fn every_model_lists_what_it_uses_and_replaces_what_it_lists() {
         Sharing::fold(2),
         Sharing::dictionary(2, true),
         Sharing::low_rank(3),
+        Sharing::stages(&[1, 2]),
+        Sharing::dictionary_net(2, true),
+        Sharing::masa(&[1, 2], &[1, 1], 3),
+        Sharing::hashed(4.0),
+        Sharing::named("q k v: dictionary 2 output true net; up: cycle 3 rank 2; tied").unwrap(),
     ];
     for sharing in all {
         let model = recursive(sharing.clone());
@@ -71,16 +76,13 @@ fn every_model_lists_what_it_uses_and_replaces_what_it_lists() {
     let gated = Gated::new(recursive(Sharing::none()));
     walked("foldgpt", gated, |m, gpu| m.forward(&tokens(gpu)).cross_entropy(&tokens(gpu), None));
     for (routing, keys) in [(Routing::Expert, Keys::Recursion), (Routing::Token, Keys::Shared)] {
-        let block = recursive(Sharing::none()).blocks.remove(0);
+        let block = recursive(Sharing::none()).blocks[0].dense().expect("a plain block");
         let mor = Mor::new(gpu(), block, 3, routing, keys, &mut Rng::new(8));
         walked("mor", mor, |m, gpu| m.forward(&stream(gpu), &[4, 2, 1]).unwrap().0.square().mean_all());
     }
-    let experts = Experts::new(gpu(), [16, 12], [4, 2], &mut Rng::new(9));
-    let net = WideNet::new(gpu(), 16, 2, 3, experts, &mut Rng::new(9));
-    walked("widenet", net, |m, gpu| {
-        let (y, balance) = m.forward(&stream(gpu), &Mask::Causal, None);
-        y.square().mean_all().add(&balance.sum_all().scale(0.01))
-    });
+    let experts = ExpertsConfig { count: 4, top: 2, capacity: 1.25, balance: 0.01 };
+    let net = Lm::new(gpu(), recursive(Sharing::tied()).config.experts(Some(experts)), &mut Rng::new(9));
+    walked("widenet", net, |m, gpu| m.training_loss(&tokens(gpu), &tokens(gpu), &mut Rng::new(1)));
     let net = Sliced::new(gpu(), 16, 2, 24, &[4, 4, 4], &mut Rng::new(3));
     walked("sret", net, |m, gpu| m.forward(&stream(gpu), &mut Rng::new(1)).square().mean_all());
     let config = PonitaConfig::default().channels(4).hidden(8).basis(4).layers(2);

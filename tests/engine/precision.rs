@@ -4,7 +4,8 @@ use crate::support::*;
 use std::sync::Arc;
 use tiebeam::gpu::plan::Pass;
 use tiebeam::models::convert::low_rank;
-use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use tiebeam::models::lm::{Lm, LmConfig};
+use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::{Mask, Parameters};
 use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, LossScaleConfig, Sgd, SgdConfig, StepEvent};
@@ -16,8 +17,8 @@ use tiebeam::{DType, Gpu, Precision, Result, Rng, Step, Tensor, autocast, checkp
 
 const HALVES: [Precision; 2] = [Precision::F16, Precision::Bf16];
 
-fn config(sharing: Sharing) -> RecursiveConfig {
-    RecursiveConfig::default().width(32).heads(2).hidden(64).context(16).depth(4).sharing(sharing)
+fn config(sharing: Sharing) -> LmConfig {
+    LmConfig::small().width(32).heads(2).kv_heads(2).hidden(64).context(16).depth(4).sharing(sharing)
 }
 
 fn ids(gpu: &Gpu, seed: u64, shape: [usize; 2]) -> Tensor {
@@ -33,11 +34,7 @@ fn distance(got: &[f64], want: &[f64]) -> f64 {
 }
 
 /// Loss and gradients of a model in a precision, with a loss scale that keeps small gradients in f16.
-fn gradients(
-    model: &Recursive,
-    precision: Precision,
-    [x, y]: [&Tensor; 2],
-) -> (f32, Vec<(String, Vec<f64>)>) {
+fn gradients(model: &Lm, precision: Precision, [x, y]: [&Tensor; 2]) -> (f32, Vec<(String, Vec<f64>)>) {
     let scale = LossScale::new(x.gpu(), LossScaleConfig::default().scale(1024.0)).unwrap();
     let loss = autocast(precision, || model.loss(x, y));
     let grads = scale.backward(&loss).unwrap();
@@ -63,7 +60,7 @@ fn every_model_of_shared_weights_has_its_gradients_in_half_precision() {
         Sharing::dictionary(3, true),
         Sharing::low_rank(8),
     ] {
-        let model = Recursive::new(gpu, config(sharing.clone()), &mut Rng::new(3));
+        let model = Lm::new(gpu, config(sharing.clone()), &mut Rng::new(3));
         let (want, exact) = gradients(&model, Precision::F32, [&x, &y]);
         for (precision, bound) in [(Precision::F16, 0.01), (Precision::Bf16, 0.06)] {
             let (loss, found) = gradients(&model, precision, [&x, &y]);
@@ -148,8 +145,9 @@ fn scopes_decide_types() {
 /// The dispatches of a training step.
 fn passes(gpu: &Gpu, sharing: Sharing, sizes: [usize; 3], precision: Precision) -> Vec<Pass> {
     let [width, tokens, batch] = sizes;
-    let config = config(sharing).width(width).heads(width / 32).hidden(4 * width).context(tokens);
-    let model = Recursive::new(gpu, config, &mut Rng::new(3));
+    let config =
+        config(sharing).width(width).heads(width / 32).kv_heads(width / 32).hidden(4 * width).context(tokens);
+    let model = Lm::new(gpu, config, &mut Rng::new(3));
     let named = Parameters::of(&model);
     let groups = vec![Group::new(named.named().iter().map(|(name, leaf)| (name, leaf)))];
     let mut adamw = AdamW::new(gpu, groups, AdamWConfig::default()).unwrap();
@@ -167,7 +165,7 @@ fn passes(gpu: &Gpu, sharing: Sharing, sizes: [usize; 3], precision: Precision) 
 #[test]
 fn a_scope_keeps_nothing_of_earlier_steps() {
     let gpu = quiet();
-    let model = Recursive::new(&gpu, config(Sharing::tied()), &mut Rng::new(3));
+    let model = Lm::new(&gpu, config(Sharing::tied()), &mut Rng::new(3));
     let named = Parameters::of(&model);
     let groups = vec![Group::new(named.named().iter().map(|(name, leaf)| (name, leaf)))];
     let mut adamw = AdamW::new(&gpu, groups, AdamWConfig::default()).unwrap();
@@ -188,7 +186,7 @@ fn backward_inside_a_scope_computes_what_it_does_outside() {
     let gpu = gpu();
     let (x, y) = (ids(gpu, 1, [3, 16]), ids(gpu, 2, [3, 16]));
     for sharing in [Sharing::tied_lora(2, 1.0), Sharing::dictionary(3, true)] {
-        let model = Recursive::new(gpu, config(sharing.clone()), &mut Rng::new(3));
+        let model = Lm::new(gpu, config(sharing.clone()), &mut Rng::new(3));
         let all = Parameters::of(&model);
         let of = |inside: bool| {
             let scale = LossScale::new(gpu, LossScaleConfig::default().scale(65536.0)).unwrap();
@@ -341,19 +339,19 @@ fn a_materialised_weight_takes_one_dispatch() {
 fn a_checkpointed_part_runs_again_in_its_scope() {
     let gpu = gpu();
     let (x, y) = (ids(gpu, 1, [3, 16]), ids(gpu, 2, [3, 16]));
-    let model = Arc::new(Recursive::new(gpu, config(Sharing::tied()), &mut Rng::new(3)));
+    let model = Arc::new(Lm::new(gpu, config(Sharing::tied()), &mut Rng::new(3)));
     for precision in HALVES {
         let (_, want) = gradients(&model, precision, [&x, &y]);
         let scale = LossScale::new(gpu, LossScaleConfig::default().scale(1024.0)).unwrap();
         let loss = autocast(precision, || {
             let stream = model.blocks.iter().fold(model.embed(&x), |stream, block| {
-                let block = block.clone();
+                let block = block.dense().expect("a plain block");
                 checkpoint(&[&stream], move |x| {
                     assert_eq!(x[0].dtype(), precision.dtype());
                     block.forward(&x[0], &Mask::Causal)
                 })
             });
-            model.head(&stream).cross_entropy(&y, None)
+            model.logits(&stream).cross_entropy(&y, None)
         });
         let grads = scale.backward(&loss).unwrap();
         for ((name, leaf), (_, want)) in Parameters::of(&*model).named().iter().zip(&want) {
@@ -366,7 +364,7 @@ fn a_checkpointed_part_runs_again_in_its_scope() {
 
 /// A small model with its optimizer, and a number by which its loss is multiplied, to make gradients overflow.
 struct Run {
-    model: Recursive,
+    model: Lm,
     adamw: AdamW,
     scale: LossScale,
     precision: Precision,
@@ -374,7 +372,7 @@ struct Run {
 
 impl Run {
     fn new(gpu: &Gpu, precision: Precision, interval: u32) -> Run {
-        let model = Recursive::new(gpu, config(Sharing::tied()), &mut Rng::new(3));
+        let model = Lm::new(gpu, config(Sharing::tied()), &mut Rng::new(3));
         let named = Parameters::of(&model);
         let groups = vec![Group::new(named.named().iter().map(|(name, leaf)| (name, leaf)))];
         let adamw = AdamW::new(gpu, groups, AdamWConfig::default().clip(Some(1.0))).unwrap();

@@ -2,31 +2,32 @@
 
 use crate::support::{download, gpu, quiet};
 use tiebeam::decode::{DepthBatch, Emitted, Exit, Request, Scheduling};
-use tiebeam::models::convert::{Selection, low_rank, untied_names};
+use tiebeam::models::convert::{RecursivePlan, Selection, low_rank, untied_names};
 use tiebeam::models::foldgpt::{Gated, tail_distillation};
+use tiebeam::models::lm::{ExpertsConfig, FeedForward, Lm, LmConfig, NormKind};
 use tiebeam::models::mor::{Keys, Mor, Routing, capacities};
-use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use tiebeam::models::sharing::Sharing;
 use tiebeam::models::sret::Sliced;
-use tiebeam::models::widenet::{Experts, WideNet};
-use tiebeam::nn::{Mask, Parameters};
+use tiebeam::nn::Parameters;
 use tiebeam::ops::sequence::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::share::{LowRank, Site};
 use tiebeam::{DType, Precision, Rng, Tensor, autocast};
 
-fn config(depth: usize, sharing: Sharing) -> RecursiveConfig {
-    RecursiveConfig::default()
+fn config(depth: usize, sharing: Sharing) -> LmConfig {
+    LmConfig::small()
         .vocab(11)
         .width(16)
         .heads(2)
+        .kv_heads(2)
         .hidden(24)
         .context(8)
         .depth(depth)
         .sharing(sharing)
 }
 
-fn model(depth: usize, sharing: Sharing) -> Recursive {
-    Recursive::new(gpu(), config(depth, sharing), &mut Rng::new(5))
+fn model(depth: usize, sharing: Sharing) -> Lm {
+    Lm::new(gpu(), config(depth, sharing), &mut Rng::new(5))
 }
 
 fn tokens() -> [Tensor; 2] {
@@ -58,15 +59,19 @@ fn truncated_svd_is_exact_at_full_rank_and_better_with_every_rank() {
     }
 }
 
+fn plan(blocks: usize, rank: usize, selection: Selection) -> RecursivePlan {
+    RecursivePlan::default().blocks(blocks).rank(rank).selection(selection)
+}
+
 #[test]
 fn a_recursive_model_of_full_rank_is_the_model_it_was_made_from() {
     let [x, _] = tokens();
     let original = model(4, Sharing::none());
     let want = original.forward(&x);
     for selection in [Selection::Stepwise, Selection::Average, Selection::Lower] {
-        let full = original.recursive(2, 64, selection).unwrap();
+        let full = original.recursive(plan(2, 64, selection)).unwrap();
         assert!(apart(&full.forward(&x), &want) < 2e-5, "{selection:?}: {}", apart(&full.forward(&x), &want));
-        let [some, none] = [4, 0].map(|rank| original.recursive(2, rank, selection).unwrap());
+        let [some, none] = [4, 0].map(|rank| original.recursive(plan(2, rank, selection)).unwrap());
         assert!(
             apart(&none.forward(&x), &want) > 1e-3,
             "{selection:?} without low-rank parts is another model"
@@ -74,7 +79,8 @@ fn a_recursive_model_of_full_rank_is_the_model_it_was_made_from() {
         assert!(Parameters::of(&none).stored() < Parameters::of(&some).stored());
         assert!(Parameters::of(&none).stored() < Parameters::of(&original).stored());
     }
-    let error = original.recursive(3, 0, Selection::Lower).err().expect("3 does not divide 4").to_string();
+    let error =
+        original.recursive(plan(3, 0, Selection::Lower)).err().expect("3 does not divide 4").to_string();
     assert!(error.contains("3 blocks in turn do not divide 4 layers; use one of [1, 2, 4]"), "{error}");
 }
 
@@ -102,7 +108,7 @@ fn the_gradient_of_a_cycle_is_the_sum_over_its_uses() {
 fn untying_takes_the_optimizer_along() {
     let [x, y] = tokens();
     let tied = model(3, Sharing::tied());
-    let optimizer = |model: &Recursive| {
+    let optimizer = |model: &Lm| {
         let all = Parameters::of(model);
         let group = Group::new(all.named().iter().map(|(n, p)| (n.clone(), p)));
         AdamW::new(gpu(), vec![group], AdamWConfig::default()).unwrap()
@@ -145,15 +151,16 @@ fn untying_takes_the_optimizer_along() {
 #[test]
 fn dictionaries_store_what_the_published_count_says() {
     let sizes = |sharing: Sharing| {
-        let config = RecursiveConfig::default()
+        let config = LmConfig::small()
             .vocab(63)
             .width(128)
             .heads(4)
+            .kv_heads(4)
             .hidden(512)
             .context(64)
             .depth(6)
             .sharing(sharing.clone());
-        Parameters::of(&Recursive::new(gpu(), config, &mut Rng::new(1))).stored()
+        Parameters::of(&Lm::new(gpu(), config, &mut Rng::new(1))).stored()
     };
     assert_eq!(sizes(Sharing::none()), 1_197_568);
     assert_eq!(sizes(Sharing::tied()), 214_528);
@@ -198,15 +205,16 @@ fn one_pass_moves_the_bytes_that_it_must() {
 fn gradients_take_the_memory_of_what_is_stored() {
     let bytes = |sharing: Sharing| {
         let gpu = quiet();
-        let config = RecursiveConfig::default()
+        let config = LmConfig::small()
             .vocab(64)
             .width(128)
             .heads(4)
+            .kv_heads(4)
             .hidden(512)
             .context(32)
             .depth(6)
             .sharing(sharing.clone());
-        let m = Recursive::new(&gpu, config, &mut Rng::new(1));
+        let m = Lm::new(&gpu, config, &mut Rng::new(1));
         let ids: Vec<u32> = (0..32).map(|i| i * 7 % 64).collect();
         let x = Tensor::from_slice(&gpu, &ids, [1, 32]);
         let used = || {
@@ -237,8 +245,8 @@ fn a_dictionary_model_learns_its_atoms_and_coefficients() {
     let [x, y] = tokens();
     let m = model(3, Sharing::dictionary(2, true));
     let grads = m.loss(&x, &y).backward().unwrap();
-    for d in &m.dictionaries {
-        for leaf in [&d.atoms, &d.coefficients] {
+    for made in &m.made {
+        for leaf in [&made.dictionary.atoms, &made.dictionary.coefficients] {
             assert!(download(grads.get(leaf).expect("a gradient")).iter().any(|g| g.abs() > 1e-7));
         }
     }
@@ -246,7 +254,7 @@ fn a_dictionary_model_learns_its_atoms_and_coefficients() {
 }
 
 fn mor(routing: Routing, keys: Keys) -> Mor {
-    let block = model(1, Sharing::none()).blocks.remove(0);
+    let block = model(1, Sharing::none()).blocks[0].dense().expect("a plain block");
     Mor::new(gpu(), block, 3, routing, keys, &mut Rng::new(8))
 }
 
@@ -283,12 +291,8 @@ fn every_system_runs_in_half_precision() {
         let loss = || mor.forward(&x, &[4, 2, 1]).unwrap().0.square().mean_all();
         check("mor", Parameters::of(&mor), &loss);
     }
-    let experts = Experts::new(gpu(), [16, 12], [4, 2], &mut rng);
-    let net = WideNet::new(gpu(), 16, 2, 3, experts, &mut rng);
-    let loss = || {
-        let (y, balance) = net.forward(&x, &Mask::Causal, None);
-        y.square().mean_all().add(&balance.sum_all().scale(0.01))
-    };
+    let net = widenet([4, 2]);
+    let loss = || net.training_loss(&ids, &targets, &mut Rng::new(2));
     check("widenet", Parameters::of(&net), &loss);
     let net = Sliced::new(gpu(), 16, 2, 24, &[4, 4, 4], &mut rng);
     check("sret", Parameters::of(&net), &|| net.forward(&x, &mut Rng::new(1)).square().mean_all());
@@ -343,53 +347,69 @@ fn token_choice_gives_every_token_its_depth() {
 
 #[test]
 fn the_experts_are_the_gated_sum_that_they_stand_for() {
-    let x = normal(&[6, 8], 2);
-    let mut experts = Experts::new(gpu(), [8, 12], [3, 3], &mut Rng::new(4));
-    experts.capacity = 3.0;
+    let x = normal(&[6, 16], 2);
+    let FeedForward::Experts(mut experts) = widenet([3, 3]).blocks.remove(0).mlp else {
+        panic!("a model with experts has them");
+    };
+    let router = experts.router.leaves().remove(0);
     // With all three experts selected, the result is their sum, weighted by the softmax.
-    let p = x.matmul(&experts.router.t()).softmax(-1);
-    let want =
-        experts.weights.iter().enumerate().fold(Tensor::zeros(gpu(), [6, 8]), |sum, (e, [up, down])| {
-            let hidden = x.matmul(&up.expand().t()).gelu_tanh();
-            sum.add(&hidden.matmul(&down.expand().t()).mul(&p.slice(1, e..e + 1)))
-        });
+    let p = x.matmul(&router.t()).softmax(-1);
+    let want = experts.experts.iter().enumerate().fold(Tensor::zeros(gpu(), [6, 16]), |sum, (e, mlp)| {
+        sum.add(&mlp.forward(&x, None).mul(&p.slice(1, e..e + 1)))
+    });
     let routed = experts.forward(&x, None);
     assert!(apart(&routed.output, &want) < 1e-5);
     assert!((download(&routed.balance_loss)[0] - 1.0).abs() < 1e-5, "all experts are used alike");
     let grads = routed.output.sum_all().backward().unwrap();
-    assert!(grads.get(&experts.router).is_some());
+    assert!(grads.get(&router).is_some());
     // Noise in the router's scores, the same for the same seed, changes the gates and nothing else.
+    experts.capacity = 3.0;
     let noisy = |seed| experts.forward(&x, Some(&mut Rng::new(seed))).output;
     assert_eq!(apart(&noisy(1), &noisy(1)), 0.0);
     assert!(apart(&noisy(1), &routed.output) > 1e-4 && apart(&noisy(1), &noisy(2)) > 1e-4);
     // With one expert per token and a capacity of one row, every list has the first token that chose the expert.
-    experts.top = 1;
-    experts.capacity = 0.01;
-    let best = p.argmax(1).to_vec::<u32>().unwrap();
-    let routed = experts.forward(&x, None);
+    (experts.top, experts.capacity) = (1, 0.01);
+    let routed = experts.forward(&x, Some(&mut Rng::new(1)));
+    let best = {
+        let noise = Tensor::randn(gpu(), [6, 3], &mut Rng::new(1)).scale(1.0 / 3.0);
+        x.matmul(&router.t()).add(&noise).argmax(1).to_vec::<u32>().unwrap()
+    };
     for (e, list) in routed.rows.iter().enumerate() {
         let first = best.iter().position(|&b| b as usize == e).unwrap_or(6) as u32;
         assert_eq!(list.to_vec::<u32>().unwrap(), [first], "expert {e}");
     }
     let rows = download(&routed.output);
-    let passed = (0..6).filter(|r| rows[r * 8..][..8].iter().all(|&v| v == 0.0)).count();
+    let passed = (0..6).filter(|r| rows[r * 16..][..16].iter().all(|&v| v == 0.0)).count();
     let used = routed.rows.iter().filter(|l| l.to_vec::<u32>().unwrap()[0] < 6).count();
     assert_eq!(passed, 6 - used, "rows beyond the capacity pass by");
+    // At evaluation nobody is full.
+    let rows = download(&experts.forward(&x, None).output);
+    assert!((0..6).all(|r| rows[r * 16..][..16].iter().any(|&v| v != 0.0)));
+}
+
+/// One attention layer and one layer of experts for three depths.
+fn widenet([count, top]: [usize; 2]) -> Lm {
+    let experts = ExpertsConfig { count, top, capacity: 1.25, balance: 0.01 };
+    let config = config(3, Sharing::tied()).norm(NormKind::Layer).hidden(12).experts(Some(experts));
+    Lm::new(gpu(), config, &mut Rng::new(4))
 }
 
 #[test]
 fn widenet_shares_all_but_its_norms() {
-    let mut rng = Rng::new(6);
-    let experts = Experts::new(gpu(), [8, 12], [4, 2], &mut rng);
-    let net = WideNet::new(gpu(), 8, 2, 3, experts, &mut rng);
-    let (y, balance) = net.forward(&normal(&[2, 5, 8], 1), &Mask::Causal, None);
-    let grads = y.square().mean_all().add(&balance.sum_all().scale(0.01)).backward().unwrap();
+    let [x, y] = tokens();
+    let net = widenet([4, 2]);
+    let grads = net.training_loss(&x, &y, &mut Rng::new(1)).backward().unwrap();
     let gains: Vec<&Tensor> =
-        net.norms.iter().map(|n| grads.get(&n[0].gain).expect("its own norm")).collect();
+        net.blocks.iter().map(|block| grads.get(&block.norm1.gain).expect("its own norm")).collect();
     assert!(apart(gains[0], gains[1]) > 1e-6 && apart(gains[1], gains[2]) > 1e-6);
     let all = Parameters::of(&net);
-    assert_eq!(all.stored(), 4 * 64 + 4 * 8 + 4 * 2 * 96 + 3 * 4 * 8);
+    let (tables, last) = (11 * 16 + 8 * 16, 2 * 16);
+    assert_eq!(all.stored(), tables + 4 * 256 + 4 * 16 + 4 * 2 * 192 + 3 * 4 * 16 + last);
     assert_eq!(grads.len(), all.named().len());
+    // With shared norms only one pair is stored, and computes something else once it has learned.
+    let same = Lm::new(gpu(), net.config.clone().shared_norms(true), &mut Rng::new(4));
+    assert_eq!(all.stored() - Parameters::of(&same).stored(), 2 * 4 * 16);
+    assert_eq!(same.training_loss(&x, &y, &mut Rng::new(1)).backward().unwrap().len(), grads.len() - 8);
 }
 
 #[test]
@@ -450,8 +470,8 @@ fn gates_fold_a_model() {
     let matrices = 4 * 256 + 2 * 384;
     assert_eq!(Parameters::of(&original).stored() - Parameters::of(&pairs).stored(), 2 * matrices);
     assert_eq!(pairs.config.sharing, Sharing::fold(2));
-    let built = Recursive::new(gpu(), pairs.config.clone(), &mut Rng::new(1));
-    let names = |m: &Recursive| Parameters::of(m).named().iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
+    let built = Lm::new(gpu(), pairs.config.clone(), &mut Rng::new(1));
+    let names = |m: &Lm| Parameters::of(m).named().iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
     assert_eq!(names(&built), names(&pairs), "its config builds a model that its file fits");
     assert_ne!(pairs.blocks[0].norm1.gain.leaf_id(), pairs.blocks[1].norm1.gain.leaf_id());
     assert!(gated.fold(&[0, 1, 2, 3], 1).is_err() && gated.fold(&[9], 1).is_err());
@@ -463,7 +483,7 @@ fn gates_fold_a_model() {
 }
 
 /// A model whose low-rank parts and norms differ from depth to depth.
-fn served(sharing: Sharing) -> Recursive {
+fn served(sharing: Sharing) -> Lm {
     let mut m = model(3, sharing.clone());
     for (depth, block) in m.blocks.iter_mut().enumerate() {
         block.norm1.gain = normal(&[16], 50 + depth as u64).affine(0.3, 1.0);
@@ -483,12 +503,7 @@ fn requests() -> Vec<Request> {
     (0..7).map(|i| Request { id: i as u64, prompt: prompt(i), count: 2 + i as usize % 4 }).collect()
 }
 
-fn serve(
-    model: &Recursive,
-    slots: usize,
-    threshold: f32,
-    scheduling: Scheduling,
-) -> (Vec<Vec<Emitted>>, u64) {
+fn serve(model: &Lm, slots: usize, threshold: f32, scheduling: Scheduling) -> (Vec<Vec<Emitted>>, u64) {
     let mut batch = DepthBatch::new(model, slots, Exit::Confidence(threshold), scheduling).unwrap();
     requests().into_iter().for_each(|r| batch.push(r).unwrap());
     let all = batch.run().unwrap();

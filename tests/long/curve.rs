@@ -3,7 +3,8 @@
 use crate::Long;
 use crate::support;
 use crate::support::folder::root;
-use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use tiebeam::models::lm::{Lm, LmConfig};
+use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule, StepEvent};
 use tiebeam::{Gpu, Precision, Result, Rng, Tensor, autocast};
@@ -34,8 +35,8 @@ fn train(gpu: &Gpu, sizes: Sizes, precision: Precision, seed: u64) -> Result<(f6
     let text = std::fs::read(root().join("examples/data/corpus.txt")).expect("the example's text");
     let mut rng = Rng::new(seed);
     let Sizes { width, context, depth, steps, .. } = sizes;
-    let config = RecursiveConfig::default().width(width).heads(width / 32).hidden(4 * width);
-    let model = Recursive::new(gpu, config.context(context).depth(depth).sharing(Sharing::tied()), &mut rng);
+    let config = LmConfig::small().width(width).heads(width / 32).kv_heads(width / 32).hidden(4 * width);
+    let model = Lm::new(gpu, config.context(context).depth(depth).sharing(Sharing::tied()), &mut rng);
     let [matrices, vectors] = Group::split(Parameters::of(&model).trainable(), |_, p| p.shape().len() > 1);
     let groups = vec![matrices.weight_decay(0.1), vectors];
     let settings = AdamWConfig::default().betas((0.9, 0.95)).clip(Some(1.0));

@@ -4,7 +4,7 @@ use crate::support::folder::Folder;
 use crate::support::{download, gpu, other_kernels};
 use std::collections::BTreeMap;
 use tiebeam::models::convert::{low_rank, low_rank_seen};
-use tiebeam::models::llama::{Llama, LlamaConfig};
+use tiebeam::models::lm::{Lm, LmConfig};
 use tiebeam::models::masa::{MasaPlan, drift, groups};
 use tiebeam::nn::{Module, Parameters, check_listed, distillation};
 use tiebeam::ops::sequence::rope::Pairing;
@@ -12,14 +12,14 @@ use tiebeam::share::{Site, Tied};
 use tiebeam::store::{Entry, File, save};
 use tiebeam::{DType, Error, Rng, Tensor};
 
-fn config() -> LlamaConfig {
-    LlamaConfig::default()
+fn config() -> LmConfig {
+    LmConfig::default()
         .vocab(23)
         .width(16)
         .heads(4)
         .kv_heads(2)
         .hidden(24)
-        .layers(2)
+        .depth(2)
         .context(12)
         .rope_base(10000.0)
         .eps(1e-5)
@@ -62,7 +62,7 @@ fn file(name: &str, without: &str) -> Result<File, Error> {
 
 #[test]
 fn a_session_says_what_the_model_says() {
-    let model = Llama::from_weights(gpu(), &file("session", "").unwrap(), config()).unwrap();
+    let model = Lm::from_weights(gpu(), &file("session", "").unwrap(), config()).unwrap();
     let tokens: Vec<u32> = (0..9).map(|i| (i * 5 + 2) % 23).collect();
     let all = model.forward(&Tensor::from_slice(gpu(), &tokens, [1, 9]));
     let want = download(&all);
@@ -86,7 +86,7 @@ fn a_session_says_what_the_model_says() {
 
 #[test]
 fn every_leaf_learns() {
-    let model = Llama::from_weights(gpu(), &file("leaves", "").unwrap(), config()).unwrap();
+    let model = Lm::from_weights(gpu(), &file("leaves", "").unwrap(), config()).unwrap();
     let ids: Vec<u32> = (0..16).map(|i| i * 3 % 23).collect();
     let [x, y] = [&ids[..], &ids[..]].map(|ids| Tensor::from_slice(gpu(), ids, [2, 8]));
     let grads = model.loss(&x, &y).backward().unwrap();
@@ -97,21 +97,21 @@ fn every_leaf_learns() {
 
 #[test]
 fn what_does_not_fit_is_named() {
-    let refused = |result: Result<Llama, Error>| result.err().expect("refused").to_string();
+    let refused = |result: Result<Lm, Error>| result.err().expect("refused").to_string();
     let lacking = file("lacking", "model.layers.1.mlp.up_proj.weight").unwrap();
-    let error = refused(Llama::from_weights(gpu(), &lacking, config()));
+    let error = refused(Lm::from_weights(gpu(), &lacking, config()));
     assert!(error.contains("model.layers.1.mlp.up_proj.weight"), "{error}");
     let whole = file("other", "").unwrap();
-    let error = refused(Llama::from_weights(gpu(), &whole, config().hidden(32)));
+    let error = refused(Lm::from_weights(gpu(), &whole, config().hidden(32)));
     assert!(error.contains("mlp.gate_proj"), "{error}");
     for (wrong, words) in [
         (config().heads(3), "a width of 16 is no multiple of 3 heads"),
         (config().kv_heads(3), "4 heads are no multiple of 3 key and value heads"),
-        (config().layers(0), "0 for blocks"),
+        (config().depth(0), "0 for blocks"),
         (config().head_width(Some(258)), "heads of width 258"),
         (config().rope_base(1.0), "the base of the rotary angles is 1"),
     ] {
-        let error = refused(Llama::from_weights(gpu(), &whole, wrong));
+        let error = refused(Lm::from_weights(gpu(), &whole, wrong));
         assert!(error.contains(words), "{error}");
     }
 }
@@ -124,24 +124,24 @@ fn settings_come_from_config_json() {
             "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 12, "rms_norm_eps": 1e-5{extra}}}"#
         )
     };
-    assert_eq!(LlamaConfig::from_json(&text(r#", "rope_theta": 10000.0"#)).unwrap(), config());
+    assert_eq!(LmConfig::from_json(&text(r#", "rope_theta": 10000.0"#)).unwrap(), config());
     let newer = text(r#", "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}"#);
-    assert_eq!(LlamaConfig::from_json(&newer).unwrap().rope_base, 500.0);
+    assert_eq!(LmConfig::from_json(&newer).unwrap().rope_base, 500.0);
     let null = text(r#", "rope_parameters": null, "rope_theta": 500.0"#);
-    assert_eq!(LlamaConfig::from_json(&null).unwrap().rope_base, 500.0);
+    assert_eq!(LmConfig::from_json(&null).unwrap().rope_base, 500.0);
     for (extra, word) in [
         (r#", "rope_scaling": {"type": "linear"}"#, "rotary"),
         (r#", "hidden_act": "gelu""#, "'gelu'"),
         (r#", "head_dim": 7"#, "heads of width 7"),
         (r#", "rope_parameters": {"rope_type": "llama3"}"#, "rotary"),
     ] {
-        let error = LlamaConfig::from_json(&text(extra)).expect_err(extra).to_string();
+        let error = LmConfig::from_json(&text(extra)).expect_err(extra).to_string();
         assert!(error.contains(word), "{extra}: {error}");
     }
     for (from, to, word) in
         [("llama", "gpt2", "'gpt2'"), ("vocab_size", "words", "vocab_size"), ("{", "", "config.json")]
     {
-        let error = LlamaConfig::from_json(&text("").replacen(from, to, 1)).expect_err(word).to_string();
+        let error = LmConfig::from_json(&text("").replacen(from, to, 1)).expect_err(word).to_string();
         assert!(error.contains(word), "{error}");
     }
 }
@@ -157,7 +157,7 @@ fn apart(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
-    let model = Llama::from_weights(gpu(), &file("masa", "").unwrap(), config()).unwrap();
+    let model = Lm::from_weights(gpu(), &file("masa", "").unwrap(), config()).unwrap();
     let (x, plan) = (sample(), MasaPlan { atoms: 2, groups: 1, rank: 0 });
     let want = model.forward(&x);
     let whole = model.masa(plan, &x, |_| {}).unwrap();
@@ -191,13 +191,13 @@ fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
 /// As a module, a model with dictionaries is changed and moved with what its weights are made of, and its angles.
 #[test]
 fn a_model_is_changed_and_moved_as_a_module() {
-    let model = Llama::from_weights(gpu(), &file("module", "").unwrap(), config()).unwrap();
+    let model = Lm::from_weights(gpu(), &file("module", "").unwrap(), config()).unwrap();
     let x = sample();
     let plan = MasaPlan { atoms: 1, groups: 1, rank: 2 };
     let mut model = model.masa(plan, &x, |_| {}).unwrap();
     check_listed(&model, &model.loss(&x, &x)).unwrap();
     let want = download(&model.forward(&x));
-    let ids = |m: &Llama| m.parameters().named().iter().map(|(_, leaf)| leaf.leaf_id()).collect::<Vec<_>>();
+    let ids = |m: &Lm| m.parameters().named().iter().map(|(_, leaf)| leaf.leaf_id()).collect::<Vec<_>>();
     let old = ids(&model);
     model.map(|_, x| Ok(if x.is_leaf() { x.detach().copy().requires_grad() } else { x.copy() })).unwrap();
     assert!(ids(&model).iter().all(|id| !old.contains(id)), "an old leaf is still there");
@@ -218,11 +218,10 @@ fn a_model_is_changed_and_moved_as_a_module() {
 
 #[test]
 fn a_copy_learns_alone() {
-    let model = Llama::from_weights(gpu(), &file("copy", "").unwrap(), config()).unwrap();
+    let model = Lm::from_weights(gpu(), &file("copy", "").unwrap(), config()).unwrap();
     let (x, copy) = (sample(), model.copied());
     assert_eq!(apart(&copy.forward(&x), &model.forward(&x)), 0.0);
-    let ids =
-        |m: &Llama| Parameters::of(m).named().iter().map(|(_, leaf)| leaf.leaf_id()).collect::<Vec<_>>();
+    let ids = |m: &Lm| Parameters::of(m).named().iter().map(|(_, leaf)| leaf.leaf_id()).collect::<Vec<_>>();
     assert!(ids(&copy).iter().all(|id| !ids(&model).contains(id)));
     let loss = distillation(&copy.forward(&x), &model.forward(&x), 2.0);
     assert!(loss.item().unwrap().abs() < 1e-5, "a copy has nothing to learn");
@@ -233,14 +232,14 @@ fn groups_are_cut_where_the_output_drifts() {
     assert_eq!(groups(&[0.1, 0.9, 0.2, 0.5], 3), [0..2, 2..4, 4..5]);
     assert_eq!(groups(&[0.3, 0.3], 2), [0..1, 1..3]);
     assert_eq!(groups(&[], 1).len(), 1);
-    let model = Llama::from_weights(gpu(), &file("drift", "").unwrap(), config()).unwrap();
+    let model = Lm::from_weights(gpu(), &file("drift", "").unwrap(), config()).unwrap();
     let all = drift(&model, &sample()).unwrap();
     assert!(all.len() == 1 && all[0] > 0.0, "{all:?}");
     // A block that adds nothing causes no drift.
     let mut still = model.clone();
-    for i in [3, 6] {
-        let size = still.layers[1].linear(i).weight.size();
-        still.layers[1].linear_mut(i).weight = Tied::new(&Tensor::zeros(gpu(), size)).shared();
+    for name in ["o", "down"] {
+        let size = still.blocks[1].linear(name).weight.size();
+        still.blocks[1].linear_mut(name).weight = Tied::new(&Tensor::zeros(gpu(), size)).shared();
     }
     assert!(drift(&still, &sample()).unwrap()[0].abs() < 1e-6);
 }
@@ -259,7 +258,7 @@ fn the_whitened_residual_errs_least_on_what_was_seen() {
 
 #[test]
 fn plans_that_do_not_fit_are_refused() {
-    let model = Llama::from_weights(gpu(), &file("plan", "").unwrap(), config()).unwrap();
+    let model = Lm::from_weights(gpu(), &file("plan", "").unwrap(), config()).unwrap();
     let refused = |atoms, groups, rank| {
         let made = model.masa(MasaPlan { atoms, groups, rank }, &sample(), |_| {});
         made.err().expect("refused").to_string()

@@ -7,7 +7,8 @@ use half::f16;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tiebeam::models::llama::{Form, Llama, LlamaConfig, Published, RopeScaling, Session, SessionOptions};
+use tiebeam::models::llama::{Form, Published};
+use tiebeam::models::lm::{Lm, LmConfig, RopeScaling, Session, SessionOptions};
 use tiebeam::nn::Parameters;
 use tiebeam::quant::{Rounding, round};
 use tiebeam::store::gguf::{self, Gguf};
@@ -31,11 +32,11 @@ fn expected(model: &str) -> (Vec<u32>, Vec<f64>) {
     (tokens, file.tensor_f32("logits").unwrap().into_iter().map(f64::from).collect())
 }
 
-fn open(model: &str, form: Form) -> Llama {
+fn open(model: &str, form: Form) -> Lm {
     Published::open(path(model)).unwrap().load(gpu(), 64, form).unwrap()
 }
 
-fn scores(model: &Llama, tokens: &[u32]) -> Vec<f64> {
+fn scores(model: &Lm, tokens: &[u32]) -> Vec<f64> {
     let x = Tensor::from_slice(gpu(), tokens, [1, tokens.len()]);
     download(&no_grad(|| model.forward(&x)))
 }
@@ -96,7 +97,7 @@ fn a_ring_of_keys_is_used_again_and_again() {
         let mut session = model.session_with(SessionOptions::default().context(64).chunk(chunk)).unwrap();
         let places = 64.min(4 + chunk - 1);
         let c = &model.config;
-        assert_eq!(session.cache_bytes(), 8 * c.layers * c.kv_heads * places * c.head_dim());
+        assert_eq!(session.cache_bytes(), 8 * c.depth * c.kv_heads * places * c.head_dim());
         for (at, piece) in tokens.chunks(7).enumerate() {
             let got: Vec<f64> = session.push(piece).unwrap().into_iter().map(f64::from).collect();
             let last = at * 7 + piece.len() - 1;
@@ -398,7 +399,7 @@ fn settings_are_those_of_each_kind() {
             "num_key_value_heads": null, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 12,
             "rms_norm_eps": 1e-5});
         json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        LlamaConfig::from_json(&json.to_string())
+        LmConfig::from_json(&json.to_string())
     };
     let plain = read(json!({})).unwrap();
     assert_eq!((plain.kv_heads, plain.window, plain.rope_scaling), (4, None, RopeScaling::None));
@@ -487,7 +488,7 @@ fn packed_folders_are_run_packed() {
         let want = scores(&open(&plain, Form::F32), &tokens);
         for form in [Form::Stored, Form::F32] {
             let model = open(&folder, form);
-            assert_eq!(model.layers[0].mlp[0].weight.is_compact(), form == Form::Stored);
+            assert_eq!(model.blocks[0].linear("gate").weight.is_compact(), form == Form::Stored);
             let off = largest(&scores(&model, &tokens), &want);
             assert!(off < 1e-4, "{bits} bits, {form:?}: off by {off:e}");
             // Table and head are leaves in either form.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tiebeam::decode::Sampler;
-use tiebeam::models::llama::Session;
+use tiebeam::models::lm::Session;
 use tiebeam::{Result, files};
 
 /// Why an answer ended.

@@ -6,7 +6,7 @@ use std::io::{BufRead, Write, stderr, stdin};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tiebeam::decode::Sampler;
-use tiebeam::models::llama::Session;
+use tiebeam::models::lm::Session;
 use tiebeam::text::Message;
 use tiebeam::{Error, Result};
 

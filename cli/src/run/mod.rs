@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::decode::{Sampler, SamplerOptions};
-use tiebeam::models::llama::{Form, Llama, Published, SessionOptions};
+use tiebeam::models::llama::{Form, Published};
+use tiebeam::models::lm::{Lm, SessionOptions};
 use tiebeam::text::{Message, Words};
 use tiebeam::{DType, Error, Gpu, Result, files};
 
@@ -79,7 +80,7 @@ impl Args {
         Sampler::new(options.top_k(self.top_k).seed(self.seed))
     }
 
-    fn session(&self, model: &Llama) -> SessionOptions {
+    fn session(&self, model: &Lm) -> SessionOptions {
         let keys = if self.keys == "f16" { DType::F16 } else { DType::F32 };
         let context = model.config.context.min(self.context as usize);
         SessionOptions::default().context(context).chunk(self.chunk as usize).keys(keys)
@@ -116,7 +117,7 @@ struct Runner<'a> {
     context: &'a Context,
     gpu: Gpu,
     words: Words,
-    model: Llama,
+    model: Lm,
     /// The model's own context.
     most: usize,
     /// When the command was started.
@@ -152,15 +153,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 }
 
 /// Reads the weights to the device, and says what was read.
-fn load(
-    published: &Published,
-    gpu: &Gpu,
-    args: &Args,
-    context: &Context,
-    stop: &AtomicBool,
-) -> Result<Llama> {
+fn load(published: &Published, gpu: &Gpu, args: &Args, context: &Context, stop: &AtomicBool) -> Result<Lm> {
     let started = Instant::now();
-    let layers = published.config().layers as u64;
+    let layers = published.config().depth as u64;
     let bar = context.bar(Some(layers), "reading {bar:24} {pos}/{len} blocks, ETA {eta}");
     let watch = |done: usize| {
         bar.set_position(done as u64);

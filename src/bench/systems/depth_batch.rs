@@ -5,7 +5,8 @@ use crate::bench::{Check, Entry, Row, carried};
 use crate::decode::{DepthBatch, Exit, Request, Scheduling};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use crate::models::lm::{Lm, LmConfig};
+use crate::nn::Module;
 use crate::ops::elementwise::unary::gelu_tanh64;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
@@ -27,16 +28,9 @@ fn exit(id: usize, i: usize) -> usize {
 pub(super) fn entry() -> Entry {
     let shape = format!("{ANSWERS}x{COUNT} d{WIDTH}, exit 1.5 of {DEPTH}, {SLOTS} slots");
     Entry::new("depth_batch", shape, |gpu| {
-        let sizes = RecursiveConfig {
-            vocab: VOCAB,
-            width: WIDTH,
-            heads: HEADS,
-            hidden: 4 * WIDTH,
-            context: 64,
-            depth: DEPTH,
-            sharing: Sharing::tied(),
-        };
-        let model = Recursive::new(gpu, sizes, &mut Rng::new(1));
+        let sizes = LmConfig::small().vocab(VOCAB).width(WIDTH).heads(HEADS).kv_heads(HEADS);
+        let sizes = sizes.hidden(4 * WIDTH).context(64).depth(DEPTH);
+        let model = Lm::new(gpu, sizes, &mut Rng::new(1));
         let host = Host::new(&model)?;
         let token = |(id, i, token): (usize, usize, usize)| Check {
             at: id * COUNT + i,
@@ -56,7 +50,7 @@ pub(super) fn entry() -> Entry {
     })
 }
 
-fn serve(gpu: &Gpu, model: &Recursive) -> Result<Tensor> {
+fn serve(gpu: &Gpu, model: &Lm) -> Result<Tensor> {
     let leaves = Exit::Oracle(Box::new(|id, i| exit(id as usize, i)));
     let mut batch = DepthBatch::new(model, SLOTS, leaves, Scheduling::Continuous)?;
     for id in 0..ANSWERS as u64 {
@@ -89,12 +83,16 @@ fn norm(x: &[f64]) -> Vec<f64> {
 }
 
 impl Host {
-    fn new(model: &Recursive) -> Result<Host> {
-        let (a, mlp) = (&model.blocks[0].attention, &model.blocks[0].mlp);
-        let layers = [&a.q, &a.k, &a.v, &a.o, &mlp.up, &mlp.down];
+    fn new(model: &Lm) -> Result<Host> {
+        let layers = ["q", "k", "v", "o", "up", "down"].map(|name| model.blocks[0].linear(name));
         let weights =
             layers.map(|layer| wide(&layer.weight.leaves()[0])).into_iter().collect::<Result<_>>()?;
-        Ok(Host { table: wide(&model.embedding.table)?, positions: wide(&model.positions)?, weights })
+        let all = model.parameters();
+        let leaf = |name: &str| {
+            let found = all.named().iter().find(|(own, _)| own == name);
+            wide(&found.expect("a model with learned positions").1)
+        };
+        Ok(Host { table: leaf("embedding.table")?, positions: leaf("positions")?, weights })
     }
 
     /// Returns the tokens after a prompt of one token, each with the highest logit at its exit. At each depth, attention sees only

@@ -81,6 +81,7 @@ impl Model {
             kv_heads: HEADS,
         };
         let mlp = Mlp {
+            gate: None,
             up: linear(gpu, &drawn(10, d * f, near), [d, f], 0, f, true),
             down: linear(gpu, &drawn(12, f * d, 1.0 / (f as f32).sqrt()), [f, d], 0, d, true),
             activation: Activation::Gelu,
@@ -257,6 +258,7 @@ impl Drawn {
             attention: Attention { q: part(0), k: part(1), v: part(2), o, heads, kv_heads: heads },
             norm2: norm(),
             mlp: Mlp {
+                gate: None,
                 up: linear(gpu, &self.up, [d, 4 * d], 0, 4 * d, false),
                 down: linear(gpu, &self.down, [4 * d, d], 0, d, false),
                 activation: Activation::GeluTanh,

@@ -3,8 +3,8 @@
 use super::config::LlamaSettings;
 use super::gguf::{FACTORS, NAMES};
 use super::read::HUGGING_FACE;
-use super::scaling::RopeScaling;
 use crate::error::{Error, Result};
+use crate::models::lm::RopeScaling;
 use crate::store::gguf::{Conversion, Place, Value};
 use std::collections::BTreeMap;
 
@@ -63,7 +63,7 @@ impl LlamaSettings {
         for (from, to) in [(from.embedding, to.embedding), (from.norm, to.norm), (from.head, to.head)] {
             all.insert(format!("{from}.weight"), Place::new(format!("{to}.weight")));
         }
-        for l in 0..c.layers {
+        for l in 0..c.depth {
             let [a, b] = [(from.layer)(l), (to.layer)(l)];
             for (from, to) in from.norms.iter().zip(to.norms) {
                 all.insert(format!("{a}{from}.weight"), Place::new(format!("{b}{to}.weight")));
@@ -90,7 +90,7 @@ impl LlamaSettings {
         put("vocab_size", whole(c.vocab));
         put("context_length", whole(c.context));
         put("embedding_length", whole(c.width));
-        put("block_count", whole(c.layers));
+        put("block_count", whole(c.depth));
         put("feed_forward_length", whole(c.hidden));
         put("attention.head_count", whole(c.heads));
         put("attention.head_count_kv", whole(c.kv_heads));

@@ -1,10 +1,10 @@
 //! Llama-type models in GGUF files.
 
 use super::read::{self, Form, Head, Matrix, Names, Reader, Tensors, fits};
-use super::{Llama, LlamaConfig, RopeScaling};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::models::lm::{Lm, LmConfig, RopeScaling};
 use crate::ops::sequence::rope::Pairing;
 use crate::store::gguf::{Gguf, GgufType, Value};
 use crate::tensor::Tensor;
@@ -193,7 +193,7 @@ impl Keys<'_> {
 }
 
 /// The architecture and the sizes that a file's metadata has.
-pub(super) fn settings(file: &Gguf) -> Result<(String, LlamaConfig)> {
+pub(super) fn settings(file: &Gguf) -> Result<(String, LmConfig)> {
     let kind = file.text("general.architecture")?;
     if !["llama", "qwen2"].contains(&kind) {
         return Err(Error::config(format!(
@@ -212,14 +212,14 @@ pub(super) fn settings(file: &Gguf) -> Result<(String, LlamaConfig)> {
     let context = keys.number("context_length")?;
     let head_width = keys.has("attention.key_length").then(|| keys.number("attention.key_length"));
     let window = keys.has("attention.sliding_window").then(|| keys.number("attention.sliding_window"));
-    let config = LlamaConfig {
+    let config = LmConfig {
         vocab: file.shape("token_embd.weight")?.first().copied().unwrap_or(0),
         width: keys.number("embedding_length")?,
         heads,
         kv_heads: keys.number_or("attention.head_count_kv", heads)?,
         head_width: head_width.transpose()?,
         hidden: keys.number("feed_forward_length")?,
-        layers: keys.number("block_count")?,
+        depth: keys.number("block_count")?,
         context,
         rope_base: keys.float_or("rope.freq_base", 10000.0)?,
         rope_scaling: keys.scaling(context)?,
@@ -227,7 +227,7 @@ pub(super) fn settings(file: &Gguf) -> Result<(String, LlamaConfig)> {
         eps: keys.float("attention.layer_norm_rms_epsilon")? as f32,
         // Converters order the rows of q and k of a Llama so that neighbours are rotated together.
         pairing: if kind == "llama" { Pairing::Neighbours } else { Pairing::Halves },
-        ..LlamaConfig::default()
+        ..LmConfig::default()
     };
     config.check("the file")?;
     for key in ["attention.value_length", "rope.dimension_count"] {
@@ -242,7 +242,7 @@ pub(super) fn settings(file: &Gguf) -> Result<(String, LlamaConfig)> {
 }
 
 /// The frequencies of the rotary angles, which a tensor of the file may divide.
-fn frequencies(file: &Gguf, config: &LlamaConfig) -> Result<(Vec<f64>, f64)> {
+fn frequencies(file: &Gguf, config: &LmConfig) -> Result<(Vec<f64>, f64)> {
     let (mut all, factor) = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
     if file.names().any(|name| name == FACTORS) {
         let divisors = file.tensor_f32(FACTORS)?;
@@ -311,22 +311,23 @@ pub(super) fn load(
     context: usize,
     form: Form,
     watch: &dyn Fn(usize) -> Result<()>,
-) -> Result<Llama> {
+) -> Result<Lm> {
     let (_, config) = settings(file)?;
-    let config = config.context(config.context.min(context));
+    let context = config.context.min(context);
+    let config = config.context(context);
     let frequencies = frequencies(file, &config)?;
     let stored = Stored(file, form);
     Reader::new(gpu, &stored, &NAMES, config).watch(watch).model(Head::AsFound, frequencies)
 }
 
-impl Llama {
+impl Lm {
     /// Reads a GGUF file whose architecture is `llama` or `qwen2`, for sequences of up to `context` tokens (or the file's own
     /// number, if that is less). Weights are dequantised to f32 leaves. [`Published`](super::Published) keeps them packed.
     ///
     /// # Errors
     /// [`Error::Config`] when the file has another architecture or its sizes do not fit, [`Error::Format`] when something
     /// is missing; when the device fails.
-    pub fn from_gguf(gpu: &Gpu, file: &Gguf, context: usize) -> Result<Llama> {
+    pub fn from_gguf(gpu: &Gpu, file: &Gguf, context: usize) -> Result<Lm> {
         load(gpu, file, context, Form::F32, &|_| Ok(()))
     }
 }

@@ -1,10 +1,11 @@
 //! A model as it was published: a GGUF file, or a folder as Hugging Face's libraries write it.
 
 use super::read::{Form, HUGGING_FACE, Head, Matrix, Reader, Tensors, check, fits};
-use super::{Llama, LlamaConfig, LlamaSettings, gguf};
+use super::{LlamaSettings, gguf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::models::lm::{Lm, LmConfig};
 use crate::share::Packing;
 use crate::store::gguf::{Conversion, Gguf};
 use crate::store::{FileDType, QuantConfig, Shards, Weights, located, missing, needs_folder};
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub struct Published {
     path: PathBuf,
     kind: String,
-    config: LlamaConfig,
+    config: LmConfig,
     source: Source,
 }
 
@@ -50,7 +51,7 @@ impl Published {
         })?;
         let settings = LlamaSettings::from_json(&text)?;
         let packed = settings.quantization.as_ref().map(QuantConfig::from_json).transpose()?;
-        let (kind, config) = (settings.kind.clone(), settings.config);
+        let (kind, config) = (settings.kind.clone(), settings.config.clone());
         Ok(Published {
             kind,
             config,
@@ -86,8 +87,8 @@ impl Published {
     }
 
     /// Sizes and constants.
-    pub fn config(&self) -> LlamaConfig {
-        self.config
+    pub fn config(&self) -> &LmConfig {
+        &self.config
     }
 
     /// Checks from the headers that every tensor that the model needs is there, in its sizes and in a type that is read, and that
@@ -102,7 +103,7 @@ impl Published {
                 self.check_head()?;
                 let folder =
                     Folder { shards, packed: packed.as_ref(), form: Form::Stored, read: RefCell::default() };
-                check(&folder, &HUGGING_FACE, &self.config, settings.head(), settings.biases)
+                check(&folder, &HUGGING_FACE, &self.config, settings.head(), settings.config.biases)
             }
         }
     }
@@ -151,7 +152,7 @@ impl Published {
     /// # Errors
     /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape, a scale is not finite, or there
     /// is a tensor that these models do not have; when the device fails.
-    pub fn load(&self, gpu: &Gpu, context: usize, form: Form) -> Result<Llama> {
+    pub fn load(&self, gpu: &Gpu, context: usize, form: Form) -> Result<Lm> {
         self.load_watched(gpu, context, form, &|_| Ok(()))
     }
 
@@ -165,16 +166,17 @@ impl Published {
         context: usize,
         form: Form,
         watch: &dyn Fn(usize) -> Result<()>,
-    ) -> Result<Llama> {
+    ) -> Result<Lm> {
         let (shards, settings, packed) = match &self.source {
             Source::Gguf(file) => return gguf::load(gpu, file, context, form, watch),
             Source::Folder(shards, settings, packed) => (shards, settings, packed.as_ref()),
         };
         self.check_head()?;
-        let config = self.config.context(self.config.context.min(context));
+        let config = self.config.clone().context(self.config.context.min(context));
         let frequencies = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
         let folder = Folder { shards, packed, form, read: RefCell::default() };
-        let reader = Reader::new(gpu, &folder, &HUGGING_FACE, config).biases(settings.biases).watch(watch);
+        let reader =
+            Reader::new(gpu, &folder, &HUGGING_FACE, config).biases(settings.config.biases).watch(watch);
         reader.model(settings.head(), frequencies)
     }
 }
@@ -184,7 +186,7 @@ impl Published {
     fn check_head(&self) -> Result<()> {
         let Source::Folder(shards, settings, packed) = &self.source else { return Ok(()) };
         let head = format!("{}.weight", HUGGING_FACE.head);
-        if settings.tied_head || packed.is_some() || shards.contains(&head) {
+        if settings.config.tied_head || packed.is_some() || shards.contains(&head) {
             return Ok(());
         }
         Err(Error::format(
@@ -200,7 +202,7 @@ impl Published {
 impl LlamaSettings {
     /// A head in the file of a tied model is used, as transformers 5 does.
     fn head(&self) -> Head {
-        if self.tied_head { Head::AsFound } else { Head::Own }
+        if self.config.tied_head { Head::AsFound } else { Head::Own }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Makes a model of named tensors.
 
-use super::{Llama, LlamaConfig, LlamaLayer, TokenTable};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::nn::{Embedding, Linear, Norm};
+use crate::models::lm::{FeedForward, LINEARS, Lm, LmBlock, LmConfig, TokenTable};
+use crate::nn::{Attention, Embedding, Linear, Mlp, Norm};
 use crate::ops::product::site::Site;
 use crate::ops::sequence::rope::Rope;
 use crate::share::{Packed, Packing, Tied};
@@ -116,7 +116,7 @@ pub(super) struct Reader<'a> {
     gpu: &'a Gpu,
     tensors: &'a dyn Tensors,
     names: &'a Names,
-    config: LlamaConfig,
+    config: LmConfig,
     /// Biases that must be there. Others are read if they are.
     biases: [bool; 7],
     present: BTreeSet<String>,
@@ -125,7 +125,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(gpu: &'a Gpu, tensors: &'a dyn Tensors, names: &'a Names, config: LlamaConfig) -> Reader<'a> {
+    pub fn new(gpu: &'a Gpu, tensors: &'a dyn Tensors, names: &'a Names, config: LmConfig) -> Reader<'a> {
         let present = tensors.names().into_iter().collect();
         Reader { gpu, tensors, names, config, biases: [false; 7], present, watch: &|_| Ok(()) }
     }
@@ -193,30 +193,31 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn layer(&self, l: usize) -> Result<LlamaLayer> {
+    fn layer(&self, l: usize) -> Result<LmBlock> {
         let prefix = (self.names.layer)(l);
         let sizes = self.config.linears();
         let linear = |i: usize| {
             let path = format!("{prefix}{}", self.names.linears[i]);
-            self.linear(&path, sizes[i], self.biases[i])
+            self.linear(&path, sizes[i].1, self.biases[i])
         };
         let norm = |i: usize| self.norm(&format!("{prefix}{}", self.names.norms[i]));
-        Ok(LlamaLayer {
-            norm1: norm(0)?,
-            attention: [linear(0)?, linear(1)?, linear(2)?, linear(3)?],
-            norm2: norm(1)?,
-            mlp: [linear(4)?, linear(5)?, linear(6)?],
-        })
+        let (c, norm1) = (&self.config, norm(0)?);
+        let [q, k, v, o] = [linear(0)?, linear(1)?, linear(2)?, linear(3)?];
+        let attention = Attention { q, k, v, o, heads: c.heads, kv_heads: c.kv_heads };
+        let norm2 = norm(1)?;
+        let [gate, up, down] = [linear(4)?, linear(5)?, linear(6)?];
+        let mlp = Mlp { gate: Some(gate), up, down, activation: c.mlp.activation() };
+        Ok(LmBlock { norm1, attention, norm2, mlp: FeedForward::Dense(mlp) })
     }
 
     /// Reads the model. `frequencies` and a factor are those of the rotary angles.
-    pub fn model(&self, head: Head, (frequencies, factor): (Vec<f64>, f64)) -> Result<Llama> {
-        let c = self.config;
-        check(self.tensors, self.names, &c, head, self.biases)?;
+    pub fn model(&self, head: Head, (frequencies, factor): (Vec<f64>, f64)) -> Result<Lm> {
+        let c = &self.config;
+        check(self.tensors, self.names, c, head, self.biases)?;
         let embedding = self.table()?;
-        let mut layers = Vec::with_capacity(c.layers.min(1024));
-        for l in 0..c.layers {
-            layers.push(self.layer(l)?);
+        let mut blocks = Vec::with_capacity(c.depth.min(1024));
+        for l in 0..c.depth {
+            blocks.push(self.layer(l)?);
             // Uploads leave the host before the next block comes.
             self.gpu.flush()?;
             (self.watch)(l + 1)?;
@@ -227,8 +228,11 @@ impl<'a> Reader<'a> {
         };
         let head = own.then(|| self.linear(self.names.head, [c.vocab, c.width], false)).transpose()?;
         let norm = self.norm(self.names.norm)?;
-        let rope = Rope::with_frequencies(self.gpu, c.context, &frequencies, factor, c.pairing);
-        Ok(Llama { made: Vec::new(), config: c, embedding, layers, norm, head, rope })
+        let rope = Some(Rope::with_frequencies(self.gpu, c.context, &frequencies, factor, c.pairing));
+        // Biases are those that were found.
+        let biased = |name: &str| blocks.iter().any(|block: &LmBlock| block.linear(name).bias.is_some());
+        let config = c.clone().tied_head(head.is_none()).biases(LINEARS.map(biased));
+        Ok(Lm { made: Vec::new(), config, embedding, positions: None, blocks, norm, head, rope })
     }
 }
 
@@ -237,7 +241,7 @@ impl<'a> Reader<'a> {
 pub(super) fn check(
     tensors: &dyn Tensors,
     names: &Names,
-    c: &LlamaConfig,
+    c: &LmConfig,
     head: Head,
     biases: [bool; 7],
 ) -> Result<usize> {
@@ -261,12 +265,12 @@ pub(super) fn check(
         need(head_bias, &[c.vocab])?;
     }
     need(format!("{}.weight", names.norm), &[c.width])?;
-    for l in 0..c.layers {
+    for l in 0..c.depth {
         let prefix = (names.layer)(l);
         for norm in names.norms {
             need(format!("{prefix}{norm}.weight"), &[c.width])?;
         }
-        for ((linear, size), biased) in names.linears.iter().zip(c.linears()).zip(biases) {
+        for ((linear, (_, size)), biased) in names.linears.iter().zip(c.linears()).zip(biases) {
             need(format!("{prefix}{linear}.weight"), &size)?;
             let bias = format!("{prefix}{linear}.bias");
             if biased || present.contains(&bias) {
@@ -286,25 +290,16 @@ pub(super) fn check(
     }
 }
 
-impl LlamaConfig {
-    /// `[out, in]` of each linear layer of a block, in the order of [`LINEARS`](super::LINEARS).
-    pub(super) fn linears(&self) -> [[usize; 2]; 7] {
-        let [q, kv] = [self.heads, self.kv_heads].map(|heads| heads * self.head_dim());
-        let (d, f) = (self.width, self.hidden);
-        [[q, d], [kv, d], [kv, d], [d, q], [f, d], [f, d], [d, f]]
-    }
-}
-
-impl Llama {
+impl Lm {
     /// Reads weights with the names of Hugging Face's Llama models, such as [`crate::store::Shards`], as leaves in f32.
-    /// `config` supplies what they do not contain ([`LlamaConfig::from_json`]). Weights without a head have the table of token
+    /// `config` supplies what they do not contain ([`LmConfig::from_json`]). Weights without a head have the table of token
     /// vectors for one, and biases are read if they are there, because `config` says nothing of either.
     /// [`Published`](super::Published) checks both against `config.json`.
     ///
     /// # Errors
     /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape, or when there is a tensor that
     /// these models do not have; when the device fails.
-    pub fn from_weights(gpu: &Gpu, weights: &dyn Weights, config: LlamaConfig) -> Result<Llama> {
+    pub fn from_weights(gpu: &Gpu, weights: &dyn Weights, config: LmConfig) -> Result<Lm> {
         config.check("llama")?;
         let frequencies = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
         Reader::new(gpu, &Floats(weights), &HUGGING_FACE, config).model(Head::AsFound, frequencies)

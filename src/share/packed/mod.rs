@@ -92,10 +92,6 @@ impl Packed {
         self.packing
     }
 
-    pub(crate) fn gpu(&self) -> &Gpu {
-        self.words.gpu()
-    }
-
     /// The error that the packed matrix carries, such as that there was no memory for it.
     pub(crate) fn error(&self) -> Result<()> {
         self.words.check()

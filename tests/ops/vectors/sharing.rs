@@ -157,7 +157,7 @@ fn block(file: &File, heads: usize) -> Block {
             kv_heads: heads,
         },
         norm2: norm("norm2"),
-        mlp: Mlp { up: linear("w1"), down: linear("w2"), activation: Activation::GeluTanh },
+        mlp: Mlp { gate: None, up: linear("w1"), down: linear("w2"), activation: Activation::GeluTanh },
     }
 }
 

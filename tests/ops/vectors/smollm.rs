@@ -5,7 +5,7 @@ use super::tying::{open, values};
 use crate::support::{download, gpu};
 use std::path::{Path, PathBuf};
 use tiebeam::Tensor;
-use tiebeam::models::llama::Llama;
+use tiebeam::models::lm::Lm;
 use tiebeam::store::gguf::Gguf;
 
 pub const FILES: &[(&str, super::Check)] = &[("smollm2_135m", smollm2)];
@@ -31,7 +31,7 @@ fn smollm2(path: &Path) {
     let tokens: Vec<u32> = integers("tokens").into_iter().map(|t| t as u32).collect();
     let (ids, best) = (integers("ids"), integers("best"));
     let (want, sums) = (values(&file, "scores"), values(&file, "logsumexp"));
-    let model = Gguf::open(model()).and_then(|f| Llama::from_gguf(gpu(), &f, tokens.len()));
+    let model = Gguf::open(model()).and_then(|f| Lm::from_gguf(gpu(), &f, tokens.len()));
     let model = model.unwrap_or_else(|e| panic!("{e}"));
     let x = Tensor::from_slice(gpu(), &tokens, [1, tokens.len()]);
     let scores = download(&tiebeam::no_grad(|| model.forward(&x)));

@@ -4,12 +4,13 @@
 use crate::support::{download, gpu, within};
 use std::collections::BTreeMap;
 use std::path::Path;
-use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
-use tiebeam::nn::{Activation, Attention, Block, Embedding, Linear, Mlp, Norm};
+use tiebeam::models::lm::{FeedForward, Lm, LmBlock, LmConfig, TokenTable};
+use tiebeam::models::sharing::Sharing;
+use tiebeam::nn::{Activation, Attention, Embedding, Linear, Mlp, Norm};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::share::{LowRank, Site};
 use tiebeam::store::File;
-use tiebeam::{Grads, Tensor};
+use tiebeam::{Grads, Rng, Tensor};
 
 pub const FILES: &[(&str, super::Check)] =
     &[("tied_gpt_rms", tied_gpt), ("tied_gpt_ln", tied_gpt), ("adamw_tied", adamw_tied)];
@@ -40,7 +41,7 @@ pub fn close(what: &str, got: &[f64], want: &[f64], relative: f64, absolute: f64
 
 /// The model of a file, and its leaves by the file's names. Per-depth leaves have one tensor per depth.
 struct Model {
-    net: Recursive,
+    net: Lm,
     leaves: BTreeMap<String, Vec<Tensor>>,
     scale: f32,
 }
@@ -94,7 +95,7 @@ fn model(file: &File, prefix: &str) -> Model {
                 let site = LowRank::new(&theta[i], &lora_a[i][t], &lora_b[i][t], scale).shared();
                 Linear::from_site(site, bias[i].clone())
             };
-            Block {
+            LmBlock {
                 norm1: norm1[t].clone(),
                 attention: Attention {
                     q: layer(0),
@@ -105,26 +106,30 @@ fn model(file: &File, prefix: &str) -> Model {
                     kv_heads: heads,
                 },
                 norm2: norm2[t].clone(),
-                mlp: Mlp { up: layer(4), down: layer(5), activation: Activation::GeluTanh },
+                mlp: FeedForward::Dense(Mlp {
+                    gate: None,
+                    up: layer(4),
+                    down: layer(5),
+                    activation: Activation::GeluTanh,
+                }),
             }
         })
         .collect();
-    let config = RecursiveConfig::default()
+    let config = LmConfig::small()
         .vocab(need(file, "V"))
         .width(need(file, "d"))
         .heads(heads)
+        .kv_heads(heads)
         .hidden(need(file, "f"))
         .context(need(file, "T"))
         .depth(depth)
         .sharing(Sharing::tied_lora(need(file, "r"), scale));
-    let net = Recursive {
-        dictionaries: Vec::new(),
-        config,
-        embedding: Embedding { table: emb },
-        positions: pos,
-        blocks,
-        norm: normf[0].clone(),
-    };
+    // Everything that is drawn is replaced by what the file has.
+    let mut net = Lm::new(gpu, config, &mut Rng::new(0));
+    net.embedding = TokenTable::Stored(Embedding { table: emb });
+    net.positions = Some(pos);
+    net.blocks = blocks;
+    net.norm = normf[0].clone();
     Model { net, leaves, scale }
 }
 
@@ -144,12 +149,12 @@ pub fn tied_gpt(path: &Path) {
     let shape: Vec<usize> = file.info("in.tokens").unwrap().shape.clone();
     let tokens = Tensor::from_slice(gpu(), &file.tensor_u32("in.tokens").unwrap(), &shape[..]);
     let targets = Tensor::from_slice(gpu(), &file.tensor_u32("in.targets").unwrap(), &shape[..]);
-    let hidden = model.net.hidden(&tokens);
+    let hidden = model.net.streams(&tokens);
     for (t, x) in hidden.iter().enumerate() {
         let name = format!("out.hidden.{t}");
         close(&name, &download(x), &values(&file, &name), 2e-5, 1e-6);
     }
-    let logits = model.net.head(&hidden[hidden.len() - 1]);
+    let logits = model.net.logits(&hidden[hidden.len() - 1]);
     close("out.logits", &download(&logits), &values(&file, "out.logits"), 2e-5, 1e-6);
     let loss = logits.cross_entropy(&targets, None);
     close("out.loss", &download(&loss), &values(&file, "out.loss"), 2e-5, 1e-6);
@@ -180,24 +185,11 @@ fn per_depth(file: &File, model: &Model, tokens: &Tensor, targets: &Tensor) {
             let a = &model.leaves[&format!("lora_a.{name}")][t];
             let b = &model.leaves[&format!("lora_b.{name}")][t];
             let site = LowRank::new(&copies[t], a, b, scale).shared();
-            let layer = match index {
-                0 => &mut block.attention.q,
-                1 => &mut block.attention.k,
-                2 => &mut block.attention.v,
-                3 => &mut block.attention.o,
-                4 => &mut block.mlp.up,
-                _ => &mut block.mlp.down,
-            };
+            let layer = block.linear_mut(["q", "k", "v", "o", "up", "down"][index]);
             layer.weight = site;
         }
-        let untied = Recursive {
-            dictionaries: Vec::new(),
-            config: model.net.config.clone(),
-            embedding: model.net.embedding.clone(),
-            positions: model.net.positions.clone(),
-            blocks,
-            norm: model.net.norm.clone(),
-        };
+        let mut untied = model.net.clone();
+        untied.blocks = blocks;
         let grads = untied.loss(tokens, targets).backward().unwrap();
         let got = joined(&copies, |leaf| gradient(&grads, leaf));
         close(name, &got, &values(file, &format!("grad_per_depth.{name}")), 2e-5, 1e-6);

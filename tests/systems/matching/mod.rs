@@ -11,7 +11,7 @@ use tiebeam::merge::{
     ActivationMatching, LayerNames, MatchOptions, Matching, MlpModel, Permutation, Shards, Similarity, Spec,
     VisitOrder, Weights, group_costs, match_weights, reset_statistics,
 };
-use tiebeam::models::llama::{Llama, LlamaConfig};
+use tiebeam::models::lm::{Lm, LmConfig};
 use tiebeam::ops::sequence::rope::Pairing;
 use tiebeam::store::save_tensors;
 use tiebeam::{Rng, Tensor};
@@ -90,14 +90,14 @@ fn most_apart(a: &Tensor, b: &Tensor) -> f64 {
     download(a).iter().zip(download(b)).fold(0.0, |most, (x, y)| most.max((x - y).abs()))
 }
 
-fn small_llama() -> LlamaConfig {
-    LlamaConfig::default()
+fn small_llama() -> LmConfig {
+    LmConfig::default()
         .vocab(40)
         .width(48)
         .heads(6)
         .kv_heads(2)
         .hidden(56)
-        .layers(2)
+        .depth(2)
         .context(12)
         .rope_base(10000.0)
         .eps(1e-5)
@@ -112,7 +112,7 @@ fn llama(seed: u64) -> Model {
         ("model.norm.weight", &[c.width]),
         ("lm_head.weight", &[c.vocab, c.width]),
     ]);
-    for l in 0..c.layers {
+    for l in 0..c.depth {
         let parts: [(&str, &[usize]); 9] = [
             ("input_layernorm", &[c.width]),
             ("post_attention_layernorm", &[c.width]),
@@ -132,7 +132,7 @@ fn llama(seed: u64) -> Model {
 }
 
 fn llama_logits(weights: &dyn Weights) -> Tensor {
-    let model = Llama::from_weights(gpu(), weights, small_llama()).unwrap();
+    let model = Lm::from_weights(gpu(), weights, small_llama()).unwrap();
     let tokens: Vec<u32> = (0..20).map(|i| i * 7 % small_llama().vocab as u32).collect();
     model.forward(&Tensor::from_slice(gpu(), &tokens, [2, 10]))
 }

@@ -8,8 +8,7 @@
 //! gradients, files, optimizers and models come from the library.
 
 use std::sync::Arc;
-use tiebeam::models::recursive::Sharing;
-use tiebeam::models::sharing::{Matrix, Recipe, Sites};
+use tiebeam::models::sharing::{Matrix, Recipe, Sharing, Sites, Stack};
 use tiebeam::nn::Init;
 use tiebeam::share::{LeafGrads, Load, Site};
 use tiebeam::{Error, Gpu, Result, Rng, Tensor};
@@ -130,14 +129,14 @@ impl Recipe for Recipes {
         format!("kronecker {}", self.block)
     }
 
-    fn sites(&self, gpu: &Gpu, depth: usize, matrices: &[Matrix], rng: &mut Rng) -> Result<Sites> {
+    fn sites(&self, gpu: &Gpu, stack: &Stack, rng: &mut Rng) -> Result<Sites> {
         let mut made = Sites::default();
-        for _ in 0..depth {
+        for _ in 0..stack.depth {
             let mut site = |matrix: &Matrix| -> Result<Arc<dyn Site>> {
                 let block = [self.block, self.block];
                 Ok(Kronecker::random(gpu, matrix.size, block, matrix.std, rng)?.shared())
             };
-            made.by_depth.push(matrices.iter().map(&mut site).collect::<Result<_>>()?);
+            made.by_depth.push(stack.matrices.iter().map(&mut site).collect::<Result<_>>()?);
         }
         Ok(made)
     }

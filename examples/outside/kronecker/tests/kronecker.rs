@@ -3,12 +3,12 @@
 
 use kronecker::{Kronecker, Recipes};
 use std::error::Error;
-use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use tiebeam::models::lm::{Lm, LmConfig};
+use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::{Epilogue, Parameters};
 use tiebeam::ops::case::{Array, Case, Input};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::share::{Site, check_law};
-use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
 use tiebeam::{Gpu, Options, Rng, Tensor};
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -51,9 +51,9 @@ fn it_agrees_with_a_reference() -> Outcome {
 fn it_is_trained_saved_and_opened_in_a_model() -> Outcome {
     Recipes::register();
     let gpu = Gpu::open()?;
-    let config = RecursiveConfig::default().vocab(11).width(16).heads(2).hidden(32).context(8).depth(2);
+    let config = LmConfig::small().vocab(11).width(16).heads(2).kv_heads(2).hidden(32).context(8).depth(2);
     let config = config.sharing(Sharing::named("kronecker 4")?);
-    let model = Recursive::new(&gpu, config, &mut Rng::new(1));
+    let model = Lm::new(&gpu, config, &mut Rng::new(1));
     let all = Parameters::of(&model);
     // q of a depth stores two factors of 4 x 4 in place of 16 x 16.
     assert_eq!(model.blocks[0].attention.q.weight.leaves().iter().map(Tensor::count).sum::<usize>(), 32);
@@ -73,13 +73,10 @@ fn it_is_trained_saved_and_opened_in_a_model() -> Outcome {
 
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("model.safetensors");
-    let state = Checkpoint::default().metadata(model.config.metadata());
-    save_checkpoint(&path, all.named(), &state)?;
+    model.save(&path)?;
 
-    let config = RecursiveConfig::from_metadata(File::open(&path)?.metadata())?;
-    assert_eq!(config.sharing.text(), "kronecker 4");
-    let opened = Recursive::new(&gpu, config, &mut Rng::new(2));
-    load_checkpoint(&path, Parameters::of(&opened).named())?;
+    let opened = Lm::open(&gpu, &path)?;
+    assert_eq!(opened.config.sharing.text(), "kronecker 4");
     assert_eq!(opened.loss(&tokens, &tokens).item()?, last);
     Ok(())
 }

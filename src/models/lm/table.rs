@@ -1,10 +1,10 @@
 //! The table of token vectors, which many models use as their output head too.
 
-use crate::gpu::Gpu;
-use crate::nn::{Embedding, Epilogue, Module, Visit, VisitMut};
+use crate::nn::{Embedding, Epilogue, Module, SiteEmbedding, Visit, VisitMut};
 use crate::ops::product::site::Site;
-use crate::share::Packed;
+use crate::share::{Packed, Tied};
 use crate::tensor::Tensor;
+use std::sync::Arc;
 
 /// Token vectors, stored as a leaf or packed.
 #[derive(Clone)]
@@ -14,6 +14,8 @@ pub enum TokenTable {
     Stored(Embedding),
     /// Rows are unpacked as they are looked up.
     Packed(Packed),
+    /// Rows of a weight that is computed of something else.
+    Made(SiteEmbedding),
 }
 
 impl TokenTable {
@@ -23,6 +25,7 @@ impl TokenTable {
         match self {
             TokenTable::Stored(table) => table.forward(ids),
             TokenTable::Packed(table) => table.rows(ids),
+            TokenTable::Made(table) => table.forward(ids),
         }
     }
 
@@ -32,21 +35,25 @@ impl TokenTable {
         match self {
             TokenTable::Stored(table) => table.logits(x),
             TokenTable::Packed(table) => x.linear(&table.clone().shared(), Epilogue::default()),
+            TokenTable::Made(table) => table.logits(x),
         }
     }
 
-    pub(crate) fn gpu(&self) -> &Gpu {
+    /// The table as a weight.
+    pub(crate) fn weight(&self) -> Arc<dyn Site> {
         match self {
-            TokenTable::Stored(table) => table.table.gpu(),
-            TokenTable::Packed(table) => table.gpu(),
+            TokenTable::Stored(table) => Tied::new(&table.table).shared(),
+            TokenTable::Packed(table) => table.clone().shared(),
+            TokenTable::Made(table) => table.weight.clone(),
         }
     }
 
     /// A table of its own with the same vectors, as a leaf.
-    pub(super) fn copied(&self, copy: impl Fn(&Tensor) -> Tensor) -> TokenTable {
+    pub(crate) fn copied(&self, copy: impl Fn(&Tensor) -> Tensor) -> TokenTable {
         match self {
             TokenTable::Stored(table) => TokenTable::Stored(Embedding { table: copy(&table.table) }),
             TokenTable::Packed(table) => TokenTable::Stored(Embedding { table: copy(&table.expand()) }),
+            TokenTable::Made(table) => TokenTable::Stored(Embedding { table: copy(&table.weight.expand()) }),
         }
     }
 }
@@ -56,12 +63,14 @@ impl Module for TokenTable {
         match self {
             TokenTable::Stored(table) => table.visit(visit),
             TokenTable::Packed(table) => table.visit(visit),
+            TokenTable::Made(table) => table.visit(visit),
         }
     }
     fn visit_mut(&mut self, visit: &mut VisitMut) {
         match self {
             TokenTable::Stored(table) => table.visit_mut(visit),
             TokenTable::Packed(table) => table.visit_mut(visit),
+            TokenTable::Made(table) => table.visit_mut(visit),
         }
     }
 }

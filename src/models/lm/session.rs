@@ -1,9 +1,9 @@
 //! Generating with a cache of keys and values.
 
-use super::{LINEARS, Llama, LlamaLayer};
+use super::{Lm, LmBlock};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::nn::Activation;
+use crate::nn::{Activation, Attention};
 use crate::ops::sequence::cache::KvCache;
 use crate::setters::setters;
 use crate::share::{Site, Tied};
@@ -32,8 +32,8 @@ impl Default for SessionOptions {
 
 /// One sequence, with the keys and values of its tokens so far.
 pub struct Session<'a> {
-    model: &'a Llama,
-    layers: Vec<LlamaLayer>,
+    model: &'a Lm,
+    blocks: Vec<LmBlock>,
     caches: Vec<KvCache>,
     options: SessionOptions,
     length: usize,
@@ -44,7 +44,7 @@ pub struct Session<'a> {
 /// The most tokens of a chunk if attention has a window.
 const WINDOWED_CHUNK: usize = 1024;
 
-impl Llama {
+impl Lm {
     /// Starts an empty conversation with this model, of up to `context` tokens.
     ///
     /// # Errors
@@ -77,27 +77,24 @@ impl Llama {
                 "chunks of {chunk} tokens, keys in {keys}: f32 and f16 are kept"
             )));
         }
-        let gpu = self.embedding.gpu();
-        let cache = |l: usize| {
+        let gpu = self.gpu();
+        let cache = |t: usize| {
             // With a window, old places are used again once no query of a chunk sees them.
-            let places = c.window_of(l, context).map_or(context, |window| context.min(window - 1 + chunk));
+            let places = c.window_of(t, context).map_or(context, |window| context.min(window - 1 + chunk));
             KvCache::with_dtype(gpu, 1, c.kv_heads, places, c.head_dim(), keys)
         };
         // For few rows, computing a weight from several stored numbers costs more than reading it.
-        let layers = no_grad(|| {
-            let mut layers = self.layers_now();
-            for layer in &mut layers {
-                for i in 0..LINEARS.len() {
-                    let linear = layer.linear_mut(i);
-                    if linear.weight.stored().is_none() && !linear.weight.is_compact() {
-                        linear.weight = Tied::new(&linear.weight.expand()).shared();
-                    }
+        let blocks = no_grad(|| {
+            let mut blocks = self.blocks_now();
+            for (_, linear) in blocks.iter_mut().flat_map(LmBlock::linears_mut) {
+                if linear.weight.stored().is_none() && !linear.weight.is_compact() {
+                    linear.weight = Tied::new(&linear.weight.expand()).shared();
                 }
             }
-            layers
+            blocks
         });
-        let caches = (0..c.layers).map(cache).collect();
-        Ok(Session { model: self, layers, caches, options, length: 0, written: 0 })
+        let caches = (0..c.depth).map(cache).collect();
+        Ok(Session { model: self, blocks, caches, options, length: 0, written: 0 })
     }
 }
 
@@ -191,7 +188,7 @@ impl Session<'_> {
     fn chunk(&mut self, tokens: &[u32]) -> Result<Tensor> {
         let (model, c) = (self.model, &self.model.config);
         let (count, start) = (tokens.len(), self.length);
-        let gpu = model.embedding.gpu();
+        let gpu = model.gpu();
         self.written = self.written.max(start + count);
         let stream = no_grad(|| -> Result<Tensor> {
             let list = |value: usize| Tensor::from_slice(gpu, &[value as u32], [1]);
@@ -199,16 +196,11 @@ impl Session<'_> {
             let plain = Place { pieces: vec![(list(start), count)], mask: None };
             let windowed =
                 c.window_of(c.window_from, self.options.context).map(|_| self.place(c.window_from, count));
-            let mut x = model.embedding.forward(&Tensor::from_slice(gpu, tokens, [1, count]));
-            for (l, (layer, cache)) in self.layers.iter().zip(&mut self.caches).enumerate() {
-                let place = windowed.as_ref().filter(|_| l >= c.window_from).unwrap_or(&plain);
-                let [q, k, v, o] = &layer.attention;
-                let normed = layer.norm1.forward(&x);
-                let split = |y: Tensor, heads: usize| y.reshape([1, count, heads, c.head_dim()]);
-                let turned = |y: Tensor| y.permute([0, 2, 1, 3]).rope(&model.rope, start);
-                let q = turned(split(q.forward(&normed), c.heads));
-                let k = turned(split(k.forward(&normed), c.kv_heads)).permute([0, 2, 1, 3]);
-                let v = split(v.forward(&normed), c.kv_heads);
+            let mut x = model.embed_from(&Tensor::from_slice(gpu, tokens, [1, count]), start);
+            for (t, (block, cache)) in self.blocks.iter().zip(&mut self.caches).enumerate() {
+                let place = windowed.as_ref().filter(|_| t >= c.window_from).unwrap_or(&plain);
+                let [q, k, v] = model.project(block, &block.norm1.forward(&x), start);
+                let [k, v] = [k, v].map(|y| y.permute([0, 2, 1, 3]));
                 let mut from = 0;
                 for (at, many) in &place.pieces {
                     let own = |x: &Tensor| x.slice(1, from..from + many);
@@ -219,8 +211,9 @@ impl Session<'_> {
                     None => cache.attend(&q, &row, &length),
                     Some(mask) => cache.attend_masked(&q, mask),
                 };
-                let y = y.permute([0, 2, 1, 3]).reshape([1, count, c.heads * c.head_dim()]);
-                x = layer.mlp(&o.forward_with(&y, Activation::None, Some(&x)));
+                let o = &block.attention.o;
+                x = o.forward_with(&Attention::merge(&y), Activation::None, Some(&x));
+                x = block.feed_forward(&x, None).0;
             }
             Ok(x.slice(1, count - 1..count))
         })?;
@@ -236,7 +229,7 @@ impl Session<'_> {
         let window = self.model.config.window.unwrap_or(usize::MAX);
         let first = start % places;
         let before_end = count.min(places - first);
-        let gpu = self.model.embedding.gpu();
+        let gpu = self.model.gpu();
         let list = |place: usize| Tensor::from_slice(gpu, &[place as u32], [1]);
         let mut pieces = vec![(list(first), before_end)];
         if before_end < count {

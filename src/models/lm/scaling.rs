@@ -48,13 +48,13 @@ pub enum RopeScaling {
 
 impl RopeScaling {
     /// What YaRN multiplies cosines and sines with, if a file does not say it.
-    pub(super) fn yarn_attention(factor: f64) -> f64 {
+    pub(crate) fn yarn_attention(factor: f64) -> f64 {
         if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 }
     }
 
     /// Reads `rope_scaling` or `rope_parameters` of a `config.json`, whose model has this context. A context before scaling
     /// that stands outside of the object, `original`, goes first.
-    pub(super) fn from_json(rope: &Value, context: usize, original: Option<f64>) -> Result<RopeScaling> {
+    pub(crate) fn from_json(rope: &Value, context: usize, original: Option<f64>) -> Result<RopeScaling> {
         let wrong = |message: String| Error::config(format!("config.json: rotary angles: {message}"));
         // Older files call it `type`.
         let kind = rope["rope_type"].as_str().or(rope["type"].as_str()).unwrap_or("default");

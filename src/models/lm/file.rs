@@ -1,0 +1,129 @@
+//! Language models in files: safetensors with the settings in the metadata.
+
+use super::{Lm, LmConfig};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::nn::{Module, ModuleFile};
+use crate::rng::Rng;
+use crate::store::{File, missing};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The name of a model in a folder.
+const IN_FOLDER: &str = "model.safetensors";
+
+/// A language model on disk whose header has been read. No device is needed yet.
+pub struct Saved {
+    file: File,
+    config: LmConfig,
+}
+
+impl Saved {
+    /// The file that a path stands for: itself, or the model in a folder.
+    fn file_of(path: &Path) -> PathBuf {
+        if path.is_dir() { path.join(IN_FOLDER) } else { path.into() }
+    }
+
+    /// Whether there is such a model, whatever its version: a file of [`Lm::save`], or a folder with one.
+    pub fn is_at(path: impl AsRef<Path>) -> bool {
+        let file = File::open(Saved::file_of(path.as_ref()));
+        file.is_ok_and(|file| LmConfig::is_in(file.metadata()))
+    }
+
+    /// Opens a file of [`Lm::save`], or a folder with one as `model.safetensors`.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) and [`Error::Format`](crate::Error::Format) when it cannot be read;
+    /// [`Error::Config`](crate::Error::Config) when it has no such model, or one of a newer version.
+    pub fn open(path: impl AsRef<Path>) -> Result<Saved> {
+        let path = path.as_ref();
+        if !path.exists() {
+            return Err(missing(path));
+        }
+        let file = File::open(Saved::file_of(path))?;
+        let config = LmConfig::from_metadata(file.metadata(), &file.path().display().to_string())?;
+        Ok(Saved { file, config })
+    }
+
+    /// Where the model is.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Sizes, kinds of parts, and what the depths share.
+    pub fn config(&self) -> &LmConfig {
+        &self.config
+    }
+
+    /// Everything that the file's metadata says, such as how the model was trained.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        self.file.metadata()
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> usize {
+        self.file.names().filter_map(|name| self.file.bytes(name).ok()).map(<[u8]>::len).sum()
+    }
+
+    /// Reads the model to a device.
+    ///
+    /// # Errors
+    /// [`Error::Format`](crate::Error::Format) when the file's tensors are not those of its settings; when the device fails.
+    pub fn load(&self, gpu: &Gpu) -> Result<Lm> {
+        // What is drawn here is written over. Names and shapes follow from the settings.
+        let model = Lm::try_new(gpu, self.config.clone(), &mut Rng::new(0))?;
+        model.load(self.file.path())?;
+        Ok(model)
+    }
+}
+
+impl Lm {
+    /// Writes the model with its settings to a safetensors file, which [`Lm::open`] reads. What is shared is stored once. The file is
+    /// replaced whole or not at all.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Rng, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// # let path = std::env::temp_dir().join(format!("tiebeam-lm-{}.safetensors", std::process::id()));
+    /// use tiebeam::models::lm::{Lm, LmConfig};
+    /// let config = LmConfig::small().width(16).heads(2).hidden(32).context(8); // one block at 6 depths
+    /// let model = Lm::new(&gpu, config, &mut Rng::new(1));
+    /// model.save(&path)?;
+    /// let again = Lm::open(&gpu, &path)?;
+    /// let tokens = Tensor::from_slice(&gpu, &[104u32, 105], [1, 2]);
+    /// assert_eq!(again.config, model.config);
+    /// assert_eq!(again.forward(&tokens).to_vec::<f32>()?, model.forward(&tokens).to_vec::<f32>()?);
+    /// # std::fs::remove_file(path).ok();
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the file cannot be written, or the device has failed.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_with(path, &BTreeMap::new())
+    }
+
+    /// [`Lm::save`] with text of your own in the file's metadata.
+    ///
+    /// # Errors
+    /// As [`Lm::save`].
+    pub fn save_with(&self, path: impl AsRef<Path>, metadata: &BTreeMap<String, String>) -> Result<()> {
+        let mut all = metadata.clone();
+        all.extend(self.config.metadata());
+        ModuleFile::save_with(self, path, &all)
+    }
+
+    /// Opens a file of [`Lm::save`], or a folder with one as `model.safetensors`.
+    ///
+    /// # Errors
+    /// As [`Saved::open`] and [`Saved::load`].
+    pub fn open(gpu: &Gpu, path: impl AsRef<Path>) -> Result<Lm> {
+        Saved::open(path)?.load(gpu)
+    }
+
+    /// Number of weights that are stored, and that are used.
+    pub fn counts(&self) -> [usize; 2] {
+        let all = self.parameters();
+        [all.stored(), all.used()]
+    }
+}
