@@ -7,6 +7,8 @@
 pub mod bench;
 #[cfg(feature = "capi")]
 pub mod capi;
+#[cfg(feature = "plot")]
+pub mod chart;
 pub mod data;
 pub mod decode;
 pub mod dtype;
@@ -15,6 +17,7 @@ pub mod exit;
 pub mod files;
 pub mod geometry;
 pub mod gpu;
+pub mod language;
 pub mod linalg;
 pub mod merge;
 pub mod models;

@@ -13,6 +13,7 @@ mod predict;
 mod quantise;
 mod run;
 mod shell;
+mod train;
 mod tune;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -75,6 +76,7 @@ enum Command {
     Predict(predict::Args),
     Quantise(quantise::Args),
     Run(run::Args),
+    Train(train::Args),
     Tune(tune::Args),
 }
 
@@ -92,6 +94,7 @@ fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Predict(args) => predict::run(args, context),
         Command::Quantise(args) => quantise::run(args, context),
         Command::Run(args) => run::run(args, context),
+        Command::Train(args) => train::run(args, context),
         Command::Tune(args) => tune::run(args, context),
     }
 }

@@ -8,8 +8,6 @@
 //! compute in f32, so that it saves little; predictions are made in f32. Data and settings: Satorras et al. 2021 (arXiv
 //! 2102.09844), Bekkers et al. 2024 (arXiv 2310.02970).
 
-#[path = "../common/chart.rs"]
-mod chart;
 mod data;
 mod net;
 mod picture;

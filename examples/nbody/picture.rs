@@ -1,12 +1,12 @@
 //! The pictures: true and predicted paths, and the learning curves.
 
-use crate::chart::{self, COLOURS, Drawing, Frame, Line};
 use crate::data::{PARTICLES, Split};
 use crate::train::Epoch;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use std::path::Path;
 use tiebeam::Result;
+use tiebeam::chart::{self, COLOURS, Drawing, Frame, Line};
 use tiebeam::gpu::AdapterSummary;
 
 /// Number of systems in the picture, the first ones of the test set.

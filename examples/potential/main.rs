@@ -9,8 +9,6 @@
 //! for forces too, except in PONITA's fused kernels, which compute in f32, so that it saves little; the trained potential is used in
 //! f32. `tiebeam predict OUT/model.safetensors in.xyz out.xyz` uses the result.
 
-#[path = "../common/chart.rs"]
-mod chart;
 mod morse;
 #[path = "../common/state.rs"]
 mod state;
@@ -18,11 +16,11 @@ mod state;
 mod terminal;
 mod train;
 
-use chart::{Frame as Axes, Line};
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tiebeam::chart::{self, Frame as Axes, Line};
 use tiebeam::geometry::dynamics::Verlet;
 use tiebeam::geometry::vectors::{self, DVec3};
 use tiebeam::geometry::xyz::{self, Frame, Keys, Label, Labels, Quantity};

@@ -1,12 +1,12 @@
 //! Training on energies and forces, with a checkpoint per epoch.
 
 use crate::Args;
-use crate::chart::{self, Frame as Axes, Line};
 use crate::{state, terminal};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
+use tiebeam::chart::{self, Frame as Axes, Line};
 use tiebeam::geometry::vectors::{self, DMat3, Vec3, orthogonal};
 use tiebeam::geometry::xyz::Frame;
 use tiebeam::geometry::{Calculator, Ponita, Potential};

@@ -286,7 +286,12 @@ module!(Norm { gain, bias, eps: _ });
 /// let [q, k, v, o] = [layer(8, 8), layer(8, 4), layer(8, 4), layer(8, 8)];
 /// let attention = Attention { q, k, v, o, heads: 4, kv_heads: 2 };
 /// let x = Tensor::ones(&gpu, [1, 3, 8]); // [batch, tokens, width]
-/// assert_eq!(attention.forward(&x, &Mask::Causal, None).shape(), x.shape());
+/// let y = attention.forward(&x, &Mask::Causal, None);
+/// assert_eq!(y.shape(), x.shape());
+/// // The same in parts, with room for rotary angles and caches between.
+/// let [q, k, v] = attention.project(&x);
+/// let mixed = Attention::merge(&q.attention(&k, &v, &Mask::Causal));
+/// assert_eq!(attention.o.forward(&mixed).to_vec::<f32>()?, y.to_vec::<f32>()?);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
 #[derive(Clone, Debug)]

@@ -47,6 +47,7 @@ impl Message {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     marks: BTreeMap<String, String>,
+    source: String,
 }
 
 /// The template's name in messages.
@@ -65,7 +66,17 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation(source))
             .map_err(|error| format!("its chat template does not parse: {}", sentence(&error)))?;
-        Ok(ChatTemplate { environment, marks })
+        Ok(ChatTemplate { environment, marks, source: source.into() })
+    }
+
+    /// The template itself.
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Texts of control tokens by name.
+    pub(super) fn marks(&self) -> &BTreeMap<String, String> {
+        &self.marks
     }
 
     /// Returns the conversation as text. With `add_generation_prompt` the text ends where the model is to answer.

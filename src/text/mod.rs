@@ -25,10 +25,12 @@
 //! # Ok::<(), tiebeam::Error>(())
 //! ```
 
+mod bytes;
 mod chat;
 mod folder;
 mod functions;
 mod json;
+mod keep;
 mod metadata;
 mod pieces;
 mod proto;
@@ -37,6 +39,7 @@ mod stream;
 mod words;
 mod write;
 
+pub use bytes::byte_tokenizer;
 pub use chat::{ChatTemplate, Message};
 pub use stream::Stream;
 pub use words::Words;

@@ -183,6 +183,20 @@ impl Words {
         self.tokenizer.get_vocab_size(true)
     }
 
+    /// The tokenizer, with control tokens taken for text.
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    pub(super) fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    /// The tokens that are put before and after a text, beside those of the tokenizer's own post-processor.
+    pub(super) fn around(&self) -> [&[u32]; 2] {
+        [&self.before, &self.after]
+    }
+
     /// Size of the model's table of tokens.
     pub(super) fn table(&self) -> usize {
         self.limit

@@ -12,8 +12,8 @@ use tiebeam::models::mor::{Keys, Mor, Routing};
 use tiebeam::models::sharing::Sharing;
 use tiebeam::models::sret::Sliced;
 use tiebeam::nn::{
-    BatchNorm, Buffer, Conv2d, Conv2dConfig, Dropout, GroupNorm, Init, Linear, Loaded, Module,
-    ModuleFile, Norm, Parameters, Sequential, SiteEmbedding, check_listed, module,
+    BatchNorm, Buffer, Conv2d, Conv2dConfig, Dropout, GroupNorm, Init, Linear, Loaded, Module, ModuleFile,
+    Norm, Parameters, Sequential, SiteEmbedding, check_listed, module,
 };
 use tiebeam::share::{LowRank, Site};
 use tiebeam::store::{Checkpoint, File, save_checkpoint};

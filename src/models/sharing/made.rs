@@ -1,7 +1,7 @@
 //! Weights that a pass computes for many depths at once.
 
 use crate::nn::{Module, Visit, VisitMut};
-use crate::ops::product::site::{LeafGrads, Load, Site};
+use crate::ops::product::site::Site;
 use crate::share::{CoefficientNet, Dictionary, LowRank};
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -16,7 +16,7 @@ pub struct Made {
     pub layers: Range<usize>,
     /// The dictionary, which has one layer for each block.
     pub dictionary: Dictionary,
-    /// Where the coefficients come from, if a network makes them. Those in `dictionary` are then of the moment when it was made.
+    /// Where the coefficients come from, if a network makes them. Those in `dictionary` are then frozen, and only what it began with.
     pub net: Option<CoefficientNet>,
     /// `A [rank, in]` and `B [out, rank]` of each block, whose product is added. Empty if there are none.
     pub own: Vec<[Tensor; 2]>,
@@ -38,13 +38,9 @@ impl Made {
     }
 
     /// What stands in a block in the place of a weight that is made: the dictionary's own site, which computes the weight as it is
-    /// read, or with a network the weight of the moment, without leaves.
+    /// read. Low-rank parts are not in it, and coefficients are those of `dictionary`.
     pub fn place(&self, layer: usize) -> Arc<dyn Site> {
-        let site = self.dictionary.site(layer);
-        match self.net {
-            Some(_) => Arc::new(Elsewhere { site }),
-            None => site,
-        }
+        self.dictionary.site(layer)
     }
 }
 
@@ -73,31 +69,4 @@ impl Module for Made {
         visit.field(&mut self.net);
         visit.field(&mut self.own);
     }
-}
-
-/// A weight that a network makes in every pass. It has no leaves here, because those of the network are listed once.
-struct Elsewhere {
-    site: Arc<dyn Site>,
-}
-
-impl Site for Elsewhere {
-    fn name(&self) -> &'static str {
-        "elsewhere"
-    }
-    fn size(&self) -> [usize; 2] {
-        self.site.size()
-    }
-    fn leaves(&self) -> Vec<Tensor> {
-        Vec::new()
-    }
-    fn leaf_names(&self) -> &'static [&'static str] {
-        &[]
-    }
-    fn with_tensors(&self, _: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
-        Arc::new(Elsewhere { site: self.site.clone() })
-    }
-    fn load(&self) -> Load {
-        self.site.load()
-    }
-    fn reduce(&self, _: &Tensor, _: &mut LeafGrads) {}
 }

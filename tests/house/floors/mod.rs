@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// The modules of each floor. `gpu` is the device.
 const FLOORS: [&[&str]; 10] = [
-    &["error", "exit", "files", "shape", "dtype", "rng", "linalg", "precision", "setters"],
+    &["chart", "error", "exit", "files", "shape", "dtype", "rng", "linalg", "precision", "setters"],
     &["gpu"],
     &["tensor", "tape"],
     &["ops", "step"],
@@ -19,7 +19,7 @@ const FLOORS: [&[&str]; 10] = [
     &["nn"],
     &["models", "quant", "text", "train"],
     // Decoding uses models.
-    &["decode", "merge", "geometry"],
+    &["decode", "language", "merge", "geometry"],
     &["bench", "capi"],
 ];
 /// Floors whose modules may use each other.

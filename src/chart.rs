@@ -1,9 +1,11 @@
-//! Charts of the examples, as SVG.
+//! Charts as SVG: lines over one axis, and pictures of your own. Needs the feature `plot`.
 
+use crate::error::{Error, Result};
+use crate::files;
 use plotters::prelude::*;
 use std::path::Path;
-use tiebeam::{Error, Result, files};
 
+/// What drawing returns.
 pub type Drawing = std::result::Result<(), Box<dyn std::error::Error>>;
 
 /// Colours that are dark enough for text on white.
@@ -17,18 +19,21 @@ pub const COLOURS: [RGBColor; 5] = [
 
 /// A line with its name in the legend.
 pub struct Line {
+    /// Its name.
     pub name: String,
+    /// Points `(x, y)` from left to right.
     pub points: Vec<(f64, f64)>,
+    /// Whether it is dashed.
     pub dashed: bool,
 }
 
 impl Line {
+    /// A line through these points.
     pub fn new(name: impl Into<String>, points: Vec<(f64, f64)>) -> Line {
         Line { name: name.into(), points, dashed: false }
     }
 
     /// A dashed horizontal line from one end of the chart to the other.
-    #[allow(dead_code, reason = "each example uses what it draws")]
     pub fn level(name: impl Into<String>, y: f64, ends: [f64; 2]) -> Line {
         Line { name: name.into(), points: ends.map(|x| (x, y)).to_vec(), dashed: true }
     }
@@ -36,13 +41,20 @@ impl Line {
 
 /// Captions of a chart, and whether its vertical axis is logarithmic.
 pub struct Frame<'a> {
+    /// Above the chart.
     pub title: &'a str,
+    /// Label of the horizontal axis.
     pub x: &'a str,
+    /// Label of the vertical axis.
     pub y: &'a str,
+    /// Whether the vertical axis is logarithmic.
     pub logarithmic: bool,
 }
 
-/// Draws a picture and writes it atomically.
+/// Draws a picture and writes it whole or not at all.
+///
+/// # Errors
+/// When drawing fails, or the file cannot be written.
 pub fn picture(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area) -> Drawing) -> Result<()> {
     let mut svg = String::new();
     {
@@ -55,9 +67,13 @@ pub fn picture(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area) -> Drawin
     files::replace_with(path, svg)
 }
 
+/// What a picture is drawn on.
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
 /// Draws lines over one horizontal axis.
+///
+/// # Errors
+/// As [`picture`].
 pub fn lines(path: &Path, frame: &Frame, all: &[Line]) -> Result<()> {
     picture(path, (820, 440), |root| draw(root, frame, all))
 }

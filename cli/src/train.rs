@@ -1,0 +1,362 @@
+//! `tiebeam train`: trains a language model on text.
+
+use crate::context::{Context, on_interrupt};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tiebeam::chart::{self, Frame, Line};
+use tiebeam::decode::{Sampler, SamplerOptions};
+use tiebeam::language::{Corpus, Point, Progress, Training, TrainingOptions};
+use tiebeam::models::lm::{Lm, LmConfig};
+use tiebeam::text::{Words, byte_tokenizer};
+use tiebeam::{Error, Gpu, Precision, Result, Rng, files};
+
+const EXAMPLES: &str = "\
+Examples:
+  tiebeam train --model lm.toml --text book.txt --out out/lm
+  tiebeam train --model lm.toml --text a.txt b.txt --tokenizer folder --out out/lm --precision f16
+  tiebeam train --model lm.toml --text book.txt --out out/lm --resume
+  tiebeam run out/lm --prompt 'In the beginning' --raw
+
+The file of --model has one setting in a line; only width, heads, depth and context must be there:
+  width = 128             # of the residual stream
+  heads = 4               # kv_heads = 2 shares keys between queries
+  depth = 6               # how many blocks are applied
+  context = 64            # tokens of a window
+  sharing = \"cycle 2 rank 8\"
+  # none, tied, tied-lora rank R scale S, cycle B rank R, fold G, stages N N .., dictionary S output true [net], low-rank R, hashed F,
+  # or by matrix: \"q k v o: dictionary 2 output true; up down: tied; none\"
+  # ends = [1, 1]         # first and last blocks that share nothing
+  # positions = \"rotary\"  # learned, none; norm = \"rms\" or \"layer\"; mlp = \"swiglu\" or \"gelu\"
+  # experts = \"8 top 2 capacity 1.25 balance 0.01\"; shared_norms = true; hidden = 512; tied_head = true";
+
+/// Train a language model on text, with any sharing of weights between its depths
+///
+/// Writes a folder that `tiebeam run` opens: the model, its tokenizer, the curve as picture and JSON lines, samples, and a checkpoint
+/// from which --resume goes on with the same bits.
+#[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Args {
+    /// Settings of the model (TOML)
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// Text to train on; several files are read one behind the other
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    text: Vec<PathBuf>,
+    /// Text to measure on [default: the last tenth of --text]
+    #[arg(long, value_name = "FILE")]
+    validation: Option<PathBuf>,
+    /// A folder or GGUF file whose tokenizer cuts the text [default: each byte is a token]
+    #[arg(long, value_name = "MODEL")]
+    tokenizer: Option<PathBuf>,
+    /// Folder for the model and everything about its training
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Go on from the checkpoint in --out
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    how: How,
+    /// Begin a sample at each point of the curve with this text
+    #[arg(long, default_value = "\n")]
+    sample: String,
+}
+
+/// Options of every training of a language model.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Training")]
+pub struct How {
+    /// Steps
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+    /// Windows of a step
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: u32,
+    /// Highest learning rate [default: 0.256 / width]
+    #[arg(long)]
+    pub lr: Option<f32>,
+    /// Steps until it is reached [default: a tenth]
+    #[arg(long)]
+    pub warmup: Option<u64>,
+    /// Weight decay of matrices
+    #[arg(long, default_value_t = 0.1)]
+    pub weight_decay: f32,
+    /// Products and activations in f32, or in f16 or bf16 with f32 sums, weights and optimizer
+    #[arg(long, default_value_t = Precision::F32)]
+    pub precision: Precision,
+    /// Start of the random numbers: weights, and the order of the text
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Steps between points of the curve, at which a checkpoint is written
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub every: u64,
+}
+
+impl How {
+    /// The options for a model of this width.
+    pub fn options(&self, width: usize) -> TrainingOptions {
+        TrainingOptions::default()
+            .steps(self.steps)
+            .batch(self.batch as usize)
+            // 0.002 at width 128, where it was found to do for all kinds of sharing.
+            .lr(self.lr.unwrap_or(0.256 / width as f32))
+            .warmup(self.warmup.unwrap_or(self.steps.div_ceil(10)))
+            .weight_decay(self.weight_decay)
+            .precision(self.precision)
+            .seed(self.seed)
+            .every(self.every)
+    }
+}
+
+/// Reads settings of TOML as words.
+fn settings(path: &Path, context: &Context) -> Result<BTreeMap<String, String>> {
+    let wrong = |message: String| Error::format(path, message);
+    let table: toml::Table =
+        context.read(path)?.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
+    let word = |value: &toml::Value| match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(n) => Some(n.to_string()),
+        toml::Value::Float(x) => Some(x.to_string()),
+        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        _ => None,
+    };
+    let words = |(name, value): (&String, &toml::Value)| {
+        let text = match value {
+            toml::Value::Array(list) => {
+                list.iter().map(word).collect::<Option<Vec<_>>>().map(|all| all.join(" "))
+            }
+            one => word(one),
+        };
+        let text =
+            text.ok_or_else(|| wrong(format!("`{name}` is neither a word, a number nor a list of these")))?;
+        Ok((name.clone(), text))
+    };
+    table.iter().map(words).collect()
+}
+
+/// The corpus and its tokenizer; `None` stands for bytes.
+pub fn corpus(
+    text: &[PathBuf],
+    validation: Option<&Path>,
+    tokenizer: Option<&Path>,
+) -> Result<(Corpus, Option<Words>)> {
+    match tokenizer {
+        None => Ok((Corpus::of_bytes(text, validation)?, None)),
+        Some(path) => {
+            let words = Words::open(path)?;
+            Ok((Corpus::of_text(&words, text, validation)?, Some(words)))
+        }
+    }
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    // Everything that needs no device is read first, so that what is wrong is said at once.
+    let mut settings = settings(&args.model, context)?;
+    let (corpus, words) = corpus(&args.text, args.validation.as_deref(), args.tokenizer.as_deref())?;
+    settings.entry("vocab".into()).or_insert_with(|| corpus.vocab().to_string());
+    let config = LmConfig::from_settings(&settings, &args.model.display().to_string())?;
+    let checkpoint = args.out.join(CHECKPOINT);
+    if args.resume && !checkpoint.is_file() {
+        return Err(Error::config(format!("--resume: there is no {}", checkpoint.display())));
+    }
+    if !args.resume && checkpoint.exists() {
+        return Err(Error::config(format!(
+            "{} is there already; --resume goes on with it, or name another folder",
+            checkpoint.display()
+        )));
+    }
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    match &words {
+        Some(words) => words.save(&args.out)?,
+        None => files::replace_with(&args.out.join("tokenizer.json"), byte_tokenizer())?,
+    }
+    let words = Words::open(&args.out)?;
+    let gpu = context.open()?;
+    let model = Lm::try_new(&gpu, config, &mut Rng::new(args.how.seed))?;
+    let options = args.how.options(model.config.width);
+    describe(context, &gpu, &model, &corpus);
+    let stop = on_interrupt()?;
+    let mut training = Training::new(&model, &corpus, options)?.stop(stop);
+    if args.resume {
+        training.resume(&checkpoint)?;
+        context.note(format_args!("goes on after step {}", training.step()));
+    }
+    let mut samples = Samples { words: &words, prompt: &args.sample, model: &model, seed: args.how.seed };
+    let done = watched(context, &mut training, Some(&checkpoint), &mut |point| {
+        let text = samples.next(point)?;
+        let path = args.out.join("samples.txt");
+        files::append(&path, format!("--- step {}\n{text}\n", point.step))
+    })?;
+    if !done {
+        let (step, out) = (training.step(), args.out.display());
+        return Err(Error::stopped(format!(
+            "stopped after step {step}; the same command with --resume goes on in {out}"
+        )));
+    }
+    let kept = args.out.join("model.safetensors");
+    model.save_with(&kept, &how_trained(&training))?;
+    report(context, args, &training, &corpus, &gpu)?;
+    context.note(format_args!(
+        "wrote {}; `tiebeam run {} --raw --prompt ..` continues texts",
+        kept.display(),
+        args.out.display()
+    ));
+    Ok(())
+}
+
+/// The name of the checkpoint in the folder of a training.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+
+fn describe(context: &Context, gpu: &Gpu, model: &Lm, corpus: &Corpus) {
+    let ([stored, used], c) = (model.counts(), &model.config);
+    context.note(gpu.adapter());
+    context.note(format_args!(
+        "{stored} parameters stored, {used} used ({:.2} times); width {}, depth {}, context {}, {:?}",
+        used as f64 / stored as f64,
+        c.width,
+        c.depth,
+        c.context,
+        c.sharing
+    ));
+    context.note(format_args!(
+        "{} tokens to train on, {} held out, {} kinds",
+        corpus.train().len(),
+        corpus.held_out().len(),
+        corpus.vocab()
+    ));
+}
+
+/// Runs a training behind a bar, and prints its points. `at_point` is called at each.
+pub fn watched(
+    context: &Context,
+    training: &mut Training,
+    checkpoint: Option<&Path>,
+    at_point: &mut dyn FnMut(&Point) -> Result<()>,
+) -> Result<bool> {
+    let total = training.total();
+    let bar = context.bar(Some(total), "{bar:24} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go");
+    bar.set_position(training.step());
+    bar.reset_eta();
+    let done = training.run(checkpoint, &mut |progress| {
+        match progress {
+            Progress::Step(report) => {
+                for event in &report.events {
+                    bar.suspend(|| context.note(event));
+                }
+                bar.set_message(format!("loss {:.3}", report.loss));
+                bar.set_position(report.step);
+            }
+            Progress::Measured(done, of) => {
+                bar.set_message(format!("measuring {done} of {of} held-out tokens"))
+            }
+            Progress::Point(point) => {
+                bar.suspend(|| {
+                    context.result(format_args!(
+                        "step {:6}  loss {:.4}, held out {:.4} nats a token, {:.0} s",
+                        point.step, point.loss, point.validation, point.seconds
+                    ));
+                });
+                context.record(&json!({
+                    "line": "point", "step": point.step, "loss": point.loss, "validation": point.validation,
+                    "seconds": point.seconds,
+                }))?;
+                at_point(point)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    });
+    bar.finish_and_clear();
+    done
+}
+
+/// What a model's file says of its training.
+pub fn how_trained(training: &Training) -> BTreeMap<String, String> {
+    let last = training.curve().last();
+    let said = last.map(|point| ("train.validation".to_string(), format!("{:.4}", point.validation)));
+    training.settings().into_iter().filter(|(name, _)| name.starts_with("train.")).chain(said).collect()
+}
+
+/// Texts that the model continues.
+struct Samples<'a> {
+    words: &'a Words,
+    prompt: &'a str,
+    model: &'a Lm,
+    seed: u64,
+}
+
+impl Samples<'_> {
+    /// Up to 200 tokens at temperature 0.8.
+    fn next(&mut self, point: &Point) -> Result<String> {
+        let context = self.model.config.context;
+        let mut prompt = self.words.encode(self.prompt)?;
+        prompt.truncate(context.saturating_sub(1));
+        if prompt.is_empty() {
+            return Ok(String::new());
+        }
+        let mut sampler =
+            Sampler::new(SamplerOptions::default().temperature(0.8).seed(self.seed + point.step))?;
+        let mut session = self.model.session(context)?;
+        let mut scores = session.push(&prompt)?;
+        let mut tokens = prompt;
+        while tokens.len() < context.min(200) {
+            let token = sampler.pick(&scores)?;
+            if self.words.ends().contains(&token) || token as usize >= self.words.size() {
+                break;
+            }
+            tokens.push(token);
+            scores = session.push(&[token])?;
+        }
+        self.words.decode(&tokens)
+    }
+}
+
+/// Draws the curve, and prints the result beside what counting predicts.
+fn report(context: &Context, args: &Args, training: &Training, corpus: &Corpus, gpu: &Gpu) -> Result<()> {
+    let curve = training.curve();
+    let Some(last) = curve.last() else { return Ok(()) };
+    let points = |of: fn(&Point) -> f64| curve.iter().map(|p| (p.step as f64, of(p))).collect::<Vec<_>>();
+    let mut lines =
+        vec![Line::new("training", points(|p| p.loss)), Line::new("held out", points(|p| p.validation))];
+    let baselines = corpus.baselines();
+    if let Some([single, pair]) = baselines {
+        let ends = [curve[0].step as f64, last.step as f64];
+        lines.push(Line::level(format!("counts of tokens {single:.3}"), single, ends));
+        lines.push(Line::level(format!("counts of pairs {pair:.3}"), pair, ends));
+    }
+    let title = format!(
+        "held out {:.4} nats a token after {} steps ({})",
+        last.validation,
+        last.step,
+        gpu.adapter().name
+    );
+    let frame = Frame { title: &title, x: "step", y: "loss, nats a token", logarithmic: false };
+    let picture = args.out.join("loss.svg");
+    chart::lines(&picture, &frame, &lines)?;
+    let line = |p: &Point| {
+        format!(
+            "{}\n",
+            json!({"step": p.step, "loss": p.loss, "validation": p.validation, "seconds": p.seconds})
+        )
+    };
+    files::replace_with(&args.out.join("curve.jsonl"), curve.iter().map(line).collect::<String>())?;
+    let per_byte = corpus
+        .bytes_per_token()
+        .filter(|&bytes| bytes != 1.0)
+        .map_or_else(String::new, |bytes| format!(", {:.4} a byte", last.validation / bytes));
+    let counted = baselines.map_or_else(String::new, |[single, pair]| {
+        format!("; counts of tokens predict {single:.4}, counts of pairs {pair:.4}")
+    });
+    context.result(format_args!(
+        "held out {:.4} nats a token{per_byte}, perplexity {:.2}{counted}",
+        last.validation,
+        last.validation.exp()
+    ));
+    context.record(&json!({
+        "line": "trained", "validation": last.validation, "bytes_per_token": corpus.bytes_per_token(),
+        "unigram": baselines.map(|b| b[0]), "bigram": baselines.map(|b| b[1]), "seconds": last.seconds,
+        "adapter": gpu.adapter().name, "driver": gpu.adapter().driver,
+    }))?;
+    context.note(format_args!("wrote {}", picture.display()));
+    Ok(())
+}

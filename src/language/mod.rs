@@ -1,0 +1,12 @@
+//! Training language models on text: what `tiebeam train` does.
+//!
+//! A [`Corpus`] is a text as tokens, of which a part is held out. A [`Training`] takes an [`Lm`](crate::models::lm::Lm) through it: batches,
+//! schedule, validation, a checkpoint at each point of its curve, and the same bits if it was stopped and goes on. It prints nothing.
+
+mod corpus;
+mod curve;
+mod training;
+
+pub use corpus::Corpus;
+pub use curve::Point;
+pub use training::{Progress, Training, TrainingOptions, evaluate};

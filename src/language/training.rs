@@ -1,0 +1,335 @@
+//! The training run of a language model.
+
+use super::corpus::Corpus;
+use super::curve::{self, Point};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::models::lm::Lm;
+use crate::nn::{Module, distillation};
+use crate::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
+use crate::precision::{Precision, autocast};
+use crate::rng::Rng;
+use crate::setters::setters;
+use crate::store::File;
+use crate::tape::no_grad;
+use crate::tensor::Tensor;
+use crate::train::{Report, Trainer};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+/// How a model is trained: AdamW with betas 0.9 and 0.95, gradients clipped to norm 1, a warm-up and a cosine to a tenth of the highest
+/// rate. Matrices have weight decay, vectors have none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TrainingOptions {
+    /// Windows of a step, each as long as the model's context.
+    pub batch: usize,
+    /// Number of steps.
+    pub steps: u64,
+    /// The highest learning rate.
+    pub lr: f32,
+    /// Steps until it is reached.
+    pub warmup: u64,
+    /// Weight decay of matrices.
+    pub weight_decay: f32,
+    /// How products and activations are stored.
+    pub precision: Precision,
+    /// Start of the random numbers that choose windows.
+    pub seed: u64,
+    /// Steps between points of the curve.
+    pub every: u64,
+    /// Held-out tokens that are measured at each point but the last, at which all are.
+    pub validation: usize,
+}
+
+setters!(TrainingOptions {
+    batch: usize,
+    steps: u64,
+    lr: f32,
+    warmup: u64,
+    weight_decay: f32,
+    precision: Precision,
+    seed: u64,
+    every: u64,
+    validation: usize,
+});
+
+impl Default for TrainingOptions {
+    /// 600 steps of 16 windows, the first 60 of them to reach a rate of 0.002; a point every 100 steps.
+    fn default() -> TrainingOptions {
+        TrainingOptions {
+            batch: 16,
+            steps: 600,
+            lr: 2e-3,
+            warmup: 60,
+            weight_decay: 0.1,
+            precision: Precision::F32,
+            seed: 1,
+            every: 100,
+            validation: 1 << 16,
+        }
+    }
+}
+
+impl TrainingOptions {
+    fn check(&self) -> Result<()> {
+        let sizes = [("batch", self.batch as u64), ("steps", self.steps), ("every", self.every)];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(Error::config(format!("training: `{name}` is 0")));
+        }
+        let rates = [("lr", self.lr), ("weight_decay", self.weight_decay)];
+        match rates.iter().find(|(_, rate)| !(rate.is_finite() && *rate >= 0.0)) {
+            Some((name, rate)) => Err(Error::config(format!("training: `{name}` is {rate}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a run tells while it goes on.
+#[non_exhaustive]
+pub enum Progress<'a> {
+    /// A step was done.
+    Step(&'a Report),
+    /// Held-out tokens were measured, so many of how many.
+    Measured(usize, usize),
+    /// A point of the curve was reached, and the checkpoint written if there is one.
+    Point(&'a Point),
+}
+
+/// A training run.
+///
+/// ```
+/// # use tiebeam::{Gpu, Rng};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::language::{Corpus, Training, TrainingOptions};
+/// use tiebeam::models::lm::{Lm, LmConfig};
+/// let config = LmConfig::small().vocab(5).width(16).heads(2).kv_heads(2).hidden(32).context(8).depth(2);
+/// let model = Lm::new(&gpu, config, &mut Rng::new(1));
+/// let corpus = Corpus::new((0..500).map(|i| i * i % 5).collect(), 5)?;
+/// let options = TrainingOptions::default().steps(30).every(15).warmup(3).batch(4).lr(0.01);
+/// let mut training = Training::new(&model, &corpus, options)?;
+/// let done = training.run(None, &mut |_progress| Ok(()))?;
+/// let curve = training.curve();
+/// assert!(done && curve.len() == 2 && curve[1].validation < curve[0].validation);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+pub struct Training<'a> {
+    model: &'a Lm,
+    teacher: Option<&'a Lm>,
+    corpus: &'a Corpus,
+    options: TrainingOptions,
+    trainer: Trainer,
+    curve: Vec<Point>,
+    /// Seconds of earlier sessions.
+    before: f64,
+}
+
+impl<'a> Training<'a> {
+    /// Begins a run that trains the leaves of `model`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the corpus has other tokens than the model or is too short, or an option is out of range; when the device
+    /// fails.
+    pub fn new(model: &'a Lm, corpus: &'a Corpus, options: TrainingOptions) -> Result<Training<'a>> {
+        options.check()?;
+        let (c, gpu) = (&model.config, model.gpu());
+        if corpus.vocab() > c.vocab {
+            let vocab = corpus.vocab();
+            return Err(Error::config(format!(
+                "a text of {vocab} kinds of tokens, and the model has {}",
+                c.vocab
+            )));
+        }
+        corpus.check(c.context)?;
+        let TrainingOptions { lr, warmup, steps: total, .. } = options;
+        let [matrices, vectors] =
+            Group::split(model.parameters().trainable(), |_, parameter| parameter.shape().len() > 1);
+        let config = AdamWConfig::default().lr(lr).betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
+        let groups = vec![matrices.weight_decay(options.weight_decay), vectors];
+        let groups: Vec<Group> = groups.into_iter().filter(|group| !group.params.is_empty()).collect();
+        let trainer = Trainer::new(AdamW::new(gpu, groups, config)?)
+            .schedule(Schedule::WarmupCosine { warmup: warmup.clamp(1, total), total, floor: 0.1 })
+            .scale(LossScale::of(gpu, options.precision)?)
+            .rng(Rng::new(options.seed))
+            .total(total);
+        let curve = Vec::new();
+        Ok(Training { model, teacher: None, corpus, options, trainer, curve, before: 0.0 })
+    }
+
+    /// Trains towards another model's scores, `KL(teacher || model)`, instead of the next tokens.
+    #[must_use]
+    pub fn teacher(self, teacher: &'a Lm) -> Training<'a> {
+        Training { teacher: Some(teacher), ..self }
+    }
+
+    /// Sets a flag that ends the run after the present step once it is true.
+    #[must_use]
+    pub fn stop(self, flag: Arc<AtomicBool>) -> Training<'a> {
+        Training { trainer: self.trainer.stop(flag), ..self }
+    }
+
+    /// The points so far.
+    pub fn curve(&self) -> &[Point] {
+        &self.curve
+    }
+
+    /// Steps so far.
+    pub fn step(&self) -> u64 {
+        self.trainer.step()
+    }
+
+    /// Steps of the whole run.
+    pub fn total(&self) -> u64 {
+        self.options.steps
+    }
+
+    /// What must be the same when a run goes on: the model's settings and the options, by the names that files give them.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let o = &self.options;
+        let mut all = self.model.config.metadata();
+        let mut put = |name: &str, value: &dyn std::fmt::Display| {
+            all.insert(format!("train.{name}"), value.to_string());
+        };
+        put("batch", &o.batch);
+        put("steps", &o.steps);
+        put("lr", &o.lr);
+        put("warmup", &o.warmup);
+        put("weight_decay", &o.weight_decay);
+        put("precision", &o.precision);
+        put("seed", &o.seed);
+        put("every", &o.every);
+        put("corpus", &format_args!("{:032x}", self.corpus.id()));
+        put("distilled", &self.teacher.is_some());
+        all
+    }
+
+    /// Goes on from a checkpoint that [`Training::run`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a checkpoint of another model, text or options, with what differs; when it cannot be read.
+    pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
+        let metadata = File::open(checkpoint)?.metadata().clone();
+        let wrong = |message: String| Error::format(checkpoint, message);
+        for (name, here) in &self.settings() {
+            let there = metadata.get(name).map_or("not said", String::as_str);
+            if there != here {
+                return Err(wrong(format!(
+                    "this checkpoint is of another run: `{name}` is '{there}' there and '{here}' here"
+                )));
+            }
+        }
+        let curve = curve::parse(metadata.get("train.curve").map_or("", String::as_str))?;
+        self.trainer.load(checkpoint, self.model)?;
+        self.before = curve.last().map_or(0.0, |point| point.seconds);
+        self.curve = curve;
+        Ok(())
+    }
+
+    /// Trains to the last step. `checkpoint` is written at each point of the curve, and when the run is stopped. Returns whether all
+    /// steps are done: false if the flag of [`Training::stop`] ended it before.
+    ///
+    /// # Errors
+    /// A loss that is not finite, before a bad checkpoint is written; what `on` returns; when a file cannot be written or the device
+    /// fails.
+    pub fn run(
+        &mut self,
+        checkpoint: Option<&Path>,
+        on: &mut dyn FnMut(Progress) -> Result<()>,
+    ) -> Result<bool> {
+        let (started, total) = (Instant::now(), self.options.steps);
+        while self.trainer.step() < total {
+            let next = (self.trainer.step() / self.options.every + 1) * self.options.every;
+            let (mut sum, mut count) = (0.0, 0u64);
+            let done = self.steps(next.min(total), &mut |report| {
+                (sum, count) = (sum + f64::from(report.loss), count + 1);
+                on(Progress::Step(report))
+            })?;
+            let step = self.trainer.step();
+            if !done {
+                checkpoint.map_or(Ok(()), |path| self.save(path))?;
+                return Ok(false);
+            }
+            let limit = if step == total { usize::MAX } else { self.options.validation };
+            let validation = evaluate(self.model, self.corpus.held_out(), limit, &mut |done, of| {
+                on(Progress::Measured(done, of))
+            })?;
+            let seconds = self.before + started.elapsed().as_secs_f64();
+            let point = Point { step, loss: sum / count.max(1) as f64, validation, seconds };
+            self.curve.push(point);
+            checkpoint.map_or(Ok(()), |path| self.save(path))?;
+            on(Progress::Point(&point))?;
+        }
+        Ok(true)
+    }
+
+    /// Trains up to a step. Returns whether it was reached.
+    fn steps(&mut self, to: u64, on: &mut dyn FnMut(&Report) -> Result<()>) -> Result<bool> {
+        let (model, teacher, corpus) = (self.model, self.teacher, self.corpus);
+        let (gpu, precision): (&Gpu, _) = (model.gpu(), self.options.precision);
+        let sizes = [self.options.batch, model.config.context];
+        let loss = |[tokens, targets]: [&Tensor; 2], rng: &mut Rng| {
+            let loss = autocast(precision, || match teacher {
+                Some(teacher) => {
+                    let goal = no_grad(|| teacher.forward(tokens));
+                    distillation(&model.forward(tokens), &goal, 1.0)
+                }
+                None => model.training_loss(tokens, targets, rng),
+            });
+            Ok(loss)
+        };
+        // Experts make lists on the host as they go, so their steps cannot be recorded.
+        if model.config.experts.is_some() {
+            let step = |_, rng: &mut Rng| {
+                let [tokens, targets] = corpus.batch(gpu, sizes, rng);
+                loss([&tokens, &targets], rng)
+            };
+            return self.trainer.train(to, step, on);
+        }
+        let batch = |_, rng: &mut Rng| Ok(corpus.batch(gpu, sizes, rng).to_vec());
+        self.trainer.train_recorded(to, batch, |inputs, rng| loss([&inputs[0], &inputs[1]], rng), on)
+    }
+
+    /// Writes the checkpoint.
+    fn save(&self, path: &Path) -> Result<()> {
+        let mut metadata = self.settings();
+        metadata.insert("train.curve".into(), curve::text(&self.curve));
+        self.trainer.save_with(path, self.model, &metadata)
+    }
+}
+
+/// Rows that are measured at a time.
+const ROWS: usize = 16;
+
+/// Returns the mean loss in nats over the tokens but the first, at most `limit` of them, in windows of one context that are predicted each
+/// by itself. `on` is told how many have been measured of how many.
+///
+/// # Errors
+/// [`Error::Config`] when there are fewer than two tokens; what `on` returns; when the device fails.
+pub fn evaluate(
+    model: &Lm,
+    tokens: &[u32],
+    limit: usize,
+    on: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<f64> {
+    let context = model.config.context;
+    let count = tokens.len().saturating_sub(1).min(limit);
+    if count == 0 {
+        return Err(Error::config("there are no held-out tokens to measure on"));
+    }
+    let (mut sum, mut at) = (0.0, 0);
+    while at < count {
+        // Batches of whole windows come first. The rest is one shorter row.
+        let left = count - at;
+        let [rows, length] = if left >= context { [(left / context).min(ROWS), context] } else { [1, left] };
+        let n = rows * length;
+        let part = |from: usize| Tensor::from_slice(model.gpu(), &tokens[from..from + n], [rows, length]);
+        let loss = no_grad(|| model.loss(&part(at), &part(at + 1)));
+        sum += f64::from(loss.item()?) * n as f64;
+        at += n;
+        on(at, count)?;
+    }
+    Ok(sum / count as f64)
+}
