@@ -4,6 +4,7 @@
 mod barrier;
 mod bench;
 mod context;
+mod convert;
 mod data;
 mod doctor;
 mod inspect;
@@ -57,6 +58,7 @@ enum Command {
     Adapters,
     Barrier(barrier::Args),
     Bench(bench::Args),
+    Convert(convert::Args),
     /// Print the shell's completions of this command
     #[command(after_long_help = shell::EXAMPLES)]
     Completions {
@@ -85,6 +87,7 @@ fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Adapters => adapters(context),
         Command::Barrier(args) => barrier::run(args, context),
         Command::Bench(args) => bench::run(args, context),
+        Command::Convert(args) => convert::run(args, context),
         Command::Completions { shell } => shell::completions(*shell, Args::command(), context),
         Command::Doctor(args) => doctor::run(args, context),
         Command::Man { folder } => shell::man(folder, Args::command(), context),

@@ -66,6 +66,12 @@ impl Windows {
         self.length
     }
 
+    /// The tokens of the windows, one behind the other.
+    pub fn tokens(&self) -> Vec<u32> {
+        let length = self.length;
+        self.windows.iter().flat_map(|window| &window[..length]).copied().collect()
+    }
+
     /// The tokens of the text before the windows.
     pub fn before(&self) -> &[u32] {
         &self.before

@@ -5,8 +5,10 @@
 
 mod corpus;
 mod curve;
+mod gates;
 mod training;
 
 pub use corpus::Corpus;
 pub use curve::Point;
+pub use gates::train_gates;
 pub use training::{Progress, Training, TrainingOptions, evaluate};

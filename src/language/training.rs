@@ -4,8 +4,9 @@ use super::corpus::Corpus;
 use super::curve::{self, Point};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::models::foldgpt::tail_distillation;
 use crate::models::lm::Lm;
-use crate::nn::{Module, distillation};
+use crate::nn::Module;
 use crate::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
 use crate::precision::{Precision, autocast};
 use crate::rng::Rng;
@@ -118,7 +119,7 @@ pub enum Progress<'a> {
 /// ```
 pub struct Training<'a> {
     model: &'a Lm,
-    teacher: Option<&'a Lm>,
+    teacher: Option<(&'a Lm, usize)>,
     corpus: &'a Corpus,
     options: TrainingOptions,
     trainer: Trainer,
@@ -159,10 +160,26 @@ impl<'a> Training<'a> {
         Ok(Training { model, teacher: None, corpus, options, trainer, curve, before: 0.0 })
     }
 
-    /// Trains towards another model's scores, `KL(teacher || model)`, instead of the next tokens.
-    #[must_use]
-    pub fn teacher(self, teacher: &'a Lm) -> Training<'a> {
-        Training { teacher: Some(teacher), ..self }
+    /// Trains towards another model's scores, `KL(teacher || model)`, instead of the next tokens, and towards its residual streams after
+    /// the last `tail` blocks, by mean squared differences.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the models have other vocabularies or contexts, or `tail` is above a depth.
+    pub fn teacher(self, teacher: &'a Lm, tail: usize) -> Result<Training<'a>> {
+        let (own, theirs) = (&self.model.config, &teacher.config);
+        if (own.vocab, own.context) != (theirs.vocab, theirs.context) {
+            return Err(Error::config(format!(
+                "a teacher of {} tokens and a context of {}, and the model has {} and {}",
+                theirs.vocab, theirs.context, own.vocab, own.context
+            )));
+        }
+        let most = self.model.blocks.len().min(teacher.blocks.len());
+        if tail > most || tail > 0 && own.width != theirs.width {
+            return Err(Error::config(format!(
+                "the last {tail} blocks cannot be compared; there are {most}"
+            )));
+        }
+        Ok(Training { teacher: Some((teacher, tail)), ..self })
     }
 
     /// Sets a flag that ends the run after the present step once it is true.
@@ -203,6 +220,7 @@ impl<'a> Training<'a> {
         put("every", &o.every);
         put("corpus", &format_args!("{:032x}", self.corpus.id()));
         put("distilled", &self.teacher.is_some());
+        put("tail", &self.teacher.map_or(0, |(_, tail)| tail));
         all
     }
 
@@ -272,10 +290,7 @@ impl<'a> Training<'a> {
         let sizes = [self.options.batch, model.config.context];
         let loss = |[tokens, targets]: [&Tensor; 2], rng: &mut Rng| {
             let loss = autocast(precision, || match teacher {
-                Some(teacher) => {
-                    let goal = no_grad(|| teacher.forward(tokens));
-                    distillation(&model.forward(tokens), &goal, 1.0)
-                }
+                Some((teacher, tail)) => tail_distillation(model, teacher, tokens, 1.0, tail),
                 None => model.training_loss(tokens, targets, rng),
             });
             Ok(loss)

@@ -2,26 +2,28 @@
 
 mod answer;
 mod chat;
+pub mod source;
 
-use crate::context::{Context, on_interrupt, unless_stopped};
+use crate::context::{Context, on_interrupt};
 use answer::Answer;
-use serde_json::json;
+use source::Source;
 use std::io::{IsTerminal, stderr, stdin};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::decode::{Sampler, SamplerOptions};
-use tiebeam::models::llama::{Form, Published};
+use tiebeam::models::llama::Form;
 use tiebeam::models::lm::{Lm, SessionOptions};
 use tiebeam::text::{Message, Words};
-use tiebeam::{DType, Error, Gpu, Result, files};
+use tiebeam::{DType, Error, Gpu, Result};
 
 const EXAMPLES: &str = "\
 Examples:
   tiebeam run model.gguf --prompt 'Why is the sky blue?'
   tiebeam run model.gguf --prompt 'Once upon a time' --raw --temperature 0.8 --top-p 0.95 --seed 7
   tiebeam run folder --file question.txt --tokens 512 --json
+  tiebeam run out/lm --prompt 'In the beginning' --temperature 0.8
   tiebeam run model.gguf
 
 Without --prompt and --file, the prompt is read from stdin; at a terminal, a model with a chat template chats.
@@ -29,12 +31,12 @@ The first run compiles kernels for this device, which takes seconds to a minute;
 
 /// Generate text with a language model: a GGUF file, or a folder of safetensors with config.json and tokenizer
 ///
-/// Llama 2 and 3, Mistral, Qwen2, SmolLM and what has their form. Packed weights stay packed on the device. `tiebeam inspect`
+/// Llama 2 and 3, Mistral, Qwen2, SmolLM and what has their form, and what `train` and `convert` write. Packed weights stay packed on the device. `tiebeam inspect`
 /// says whether a model is read, and why not.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
-    /// A GGUF file, or a folder of Hugging Face's libraries
+    /// A GGUF file, a folder of Hugging Face's libraries, or one of `tiebeam train` or `convert`
     model: PathBuf,
     /// Text to answer or, with --raw, to continue
     #[arg(short, long, conflicts_with = "file")]
@@ -111,6 +113,17 @@ impl Args {
     }
 }
 
+/// The tokenizer of a model of ours stands in its folder.
+pub fn beside(model: &Path) -> PathBuf {
+    let ours = model.extension().is_some_and(|end| end == "safetensors");
+    model.parent().filter(|_| ours).map_or_else(
+        || model.into(),
+        |folder| {
+            if folder.as_os_str().is_empty() { ".".into() } else { folder.into() }
+        },
+    )
+}
+
 /// What a run works with.
 struct Runner<'a> {
     args: &'a Args,
@@ -133,9 +146,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return Err(Error::config("the prompt is empty; give at least one word"));
     }
     // Everything that needs no device is read first, so that what is wrong is said at once.
-    let published = Published::open(&args.model)?;
-    published.notes().iter().for_each(|note| context.note(format_args!("{}: {note}", args.model.display())));
-    let words = Words::open(&args.model)?;
+    let source = Source::open(&args.model, context)?;
+    let words = Words::open(&beside(&args.model))?;
     let chats = !args.raw && words.chat().is_some();
     if text.is_none() && !chats {
         let message = if args.raw { "--raw continues a text" } else { "this model has no chat template" };
@@ -143,42 +155,14 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     let gpu = context.open()?;
     let stop = on_interrupt()?;
-    let model = load(&published, &gpu, args, context, &stop)?;
-    let most = published.config().context;
+    let most = source.config().context;
+    let read = (most.min(args.context as usize), Form::Stored);
+    let model = source.load(&gpu, read, context, &stop)?;
     let runner = Runner { args, context, gpu, words, model, most, begun, stop };
     match text {
         None => chat::talk(&runner, &mut sampler),
         Some(text) => runner.answer_once(&text, &mut sampler),
     }
-}
-
-/// Reads the weights to the device, and says what was read.
-fn load(published: &Published, gpu: &Gpu, args: &Args, context: &Context, stop: &AtomicBool) -> Result<Lm> {
-    let started = Instant::now();
-    let layers = published.config().depth as u64;
-    let bar = context.bar(Some(layers), "reading {bar:24} {pos}/{len} blocks, ETA {eta}");
-    let watch = |done: usize| {
-        bar.set_position(done as u64);
-        unless_stopped(stop, "nothing was written")
-    };
-    let most = published.config().context.min(args.context as usize);
-    let model = published.load_watched(gpu, most, Form::Stored, &watch)?;
-    gpu.synchronize()?;
-    bar.finish_and_clear();
-    let (seconds, memory) = (started.elapsed().as_secs_f64(), gpu.memory_stats().used);
-    let (parameters, bytes) = (published.check()?, published.bytes()? as u64);
-    context.note(format_args!(
-        "{}: {:.1} M parameters, {} in the file, {} on the device, read in {seconds:.2} s",
-        gpu.adapter(),
-        parameters as f64 / 1e6,
-        files::size(bytes),
-        files::size(memory),
-    ));
-    context.record(&json!({
-        "line": "model", "kind": published.kind(), "parameters": parameters, "file_bytes": bytes,
-        "device_bytes": memory, "seconds": seconds, "adapter": gpu.adapter().name, "driver": gpu.adapter().driver,
-    }))?;
-    Ok(model)
 }
 
 impl Runner<'_> {

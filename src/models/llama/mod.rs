@@ -11,6 +11,7 @@ mod convert;
 mod gguf;
 mod published;
 mod read;
+mod write;
 
 pub use config::LlamaSettings;
 pub use published::Published;

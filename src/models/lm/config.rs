@@ -191,6 +191,11 @@ impl LmConfig {
             .sharing(Sharing::tied())
     }
 
+    /// Whether the number of tokens is that of a learned table.
+    pub fn has_learned_positions(&self) -> bool {
+        self.positions == Positions::Learned
+    }
+
     /// The width of a head.
     pub fn head_dim(&self) -> usize {
         self.head_width.unwrap_or(self.width / self.heads.max(1))

@@ -1,9 +1,10 @@
 //! Language models in files: safetensors with the settings in the metadata.
 
 use super::{Lm, LmConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::nn::{Module, ModuleFile};
+use crate::ops::sequence::rope::Rope;
 use crate::rng::Rng;
 use crate::store::{File, missing};
 use std::collections::BTreeMap;
@@ -33,8 +34,8 @@ impl Saved {
     /// Opens a file of [`Lm::save`], or a folder with one as `model.safetensors`.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) and [`Error::Format`](crate::Error::Format) when it cannot be read;
-    /// [`Error::Config`](crate::Error::Config) when it has no such model, or one of a newer version.
+    /// [`Error::Io`] and [`Error::Format`] when it cannot be read;
+    /// [`Error::Config`] when it has no such model, or one of a newer version.
     pub fn open(path: impl AsRef<Path>) -> Result<Saved> {
         let path = path.as_ref();
         if !path.exists() {
@@ -68,7 +69,7 @@ impl Saved {
     /// Reads the model to a device.
     ///
     /// # Errors
-    /// [`Error::Format`](crate::Error::Format) when the file's tensors are not those of its settings; when the device fails.
+    /// [`Error::Format`] when the file's tensors are not those of its settings; when the device fails.
     pub fn load(&self, gpu: &Gpu) -> Result<Lm> {
         // What is drawn here is written over. Names and shapes follow from the settings.
         let model = Lm::try_new(gpu, self.config.clone(), &mut Rng::new(0))?;
@@ -108,6 +109,7 @@ impl Lm {
     /// # Errors
     /// As [`Lm::save`].
     pub fn save_with(&self, path: impl AsRef<Path>, metadata: &BTreeMap<String, String>) -> Result<()> {
+        self.check_angles()?;
         let mut all = metadata.clone();
         all.extend(self.config.metadata());
         ModuleFile::save_with(self, path, &all)
@@ -119,6 +121,35 @@ impl Lm {
     /// As [`Saved::open`] and [`Saved::load`].
     pub fn open(gpu: &Gpu, path: impl AsRef<Path>) -> Result<Lm> {
         Saved::open(path)?.load(gpu)
+    }
+
+    /// This model for sequences of up to `context` tokens, with the same leaves.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when positions are learned for another number, or the rotary angles are not those of the settings.
+    pub fn with_context(&self, context: usize) -> Result<Lm> {
+        let (mut new, own) = (self.clone(), self.config.context);
+        if self.positions.is_some() && context != own {
+            let message = format!("positions are learned for {own} tokens, and {context} are asked for");
+            return Err(Error::config(message));
+        }
+        self.check_angles()?;
+        new.config.context = context;
+        new.config.check("the model")?;
+        new.rope = new.config.rope(self.gpu());
+        Ok(new)
+    }
+
+    /// Refuses a model whose rotary angles do not follow from its settings, such as one of a GGUF file with divisors of its own.
+    pub(crate) fn check_angles(&self) -> Result<()> {
+        let table = |rope: &Option<Rope>| rope.as_ref().map(|rope| rope.table.to_vec::<f32>()).transpose();
+        match table(&self.rope)? == table(&self.config.rope(self.gpu()))? {
+            true => Ok(()),
+            false => Err(Error::config(
+                "the model's file divides the rotary angles by numbers of its own, which cannot be kept; take the folder from which \
+                 the file was made",
+            )),
+        }
     }
 
     /// Number of weights that are stored, and that are used.

@@ -1,0 +1,304 @@
+//! `tiebeam convert`: shares the weights of a trained model, trains it to bear that, and keeps it; or writes it out again.
+
+use crate::context::{Context, on_interrupt, unless_stopped};
+use crate::run::source::Source;
+use crate::train::{self, CHECKPOINT, How};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tiebeam::decode::{Windows, perplexity};
+use tiebeam::language::{Corpus, Training, train_gates};
+use tiebeam::models::conversion::{Conversion, ConversionOptions};
+use tiebeam::models::llama::Form;
+use tiebeam::models::lm::Lm;
+use tiebeam::text::Words;
+use tiebeam::{DType, Error, Gpu, Result, Tensor, files};
+
+const EXAMPLES: &str = "\
+Examples:
+  tiebeam convert model.gguf recursive:15 --lora 64 --text book.txt --steps 200 --distill --out out/recursive
+  tiebeam convert folder masa:24 --groups 3 --lora 64 --text book.txt --out out/masa
+  tiebeam convert folder fold:2 --remove 4 --text book.txt --steps 200 --distill --tail 1 --out out/fold
+  tiebeam convert out/recursive --untie --dtype bf16 --out out/plain
+  tiebeam run out/recursive --prompt 'Why is the sky blue?'
+
+recursive:B  B blocks in turn (relaxed recursion); --lora gives each depth a low-rank part, from the singular values of what it lacks
+masa:S       q, k, v and o of S atoms each, in --groups that are cut where the output drifts most, with --lora for what is left
+fold:G       --remove so many blocks, those with the smallest gates; G neighbours of the rest share their matrices (FoldGPT)
+hashed:F     all weights from one store that is F times smaller (STABLE-RPS)
+
+Weights of different blocks of a trained model are nearly orthogonal. A conversion breaks a model that was trained without it, the more
+the less is kept: masa with a third of the atoms cannot work without long training, with four fifths, groups and --lora it does; recursive
+and hashed need training too. What it costs is printed, before and after.";
+
+/// Let the depths of a trained language model share weights, train it to bear that, and keep it; or write it out as ordinary folder
+#[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Args {
+    /// A GGUF file, a folder of Hugging Face's libraries, or one of `tiebeam train` or `convert`
+    model: PathBuf,
+    /// recursive:B, masa:S, fold:G or hashed:F
+    #[arg(required_unless_present = "untie", conflicts_with = "untie")]
+    conversion: Option<Conversion>,
+    /// Write every matrix where it is used, as a folder that transformers opens
+    #[arg(long)]
+    untie: bool,
+    /// Folder for the model and its tokenizer
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Text to measure perplexity on, to fit dictionaries and gates to, and to train on
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Windows of 256 tokens (or of the model's context, if that is shorter) at the end of the text, on which perplexity is measured
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    windows: u32,
+    /// Rank of each depth's own low-rank parts (in masa, half of it for k and v)
+    #[arg(long, default_value_t = 0)]
+    lora: usize,
+    /// Groups of neighbouring blocks, each with dictionaries of its own
+    #[arg(long, default_value_t = 1)]
+    groups: usize,
+    /// Blocks at the start and the end that a recursive conversion keeps
+    #[arg(long, num_args = 2, value_names = ["FIRST", "LAST"])]
+    ends: Option<Vec<usize>>,
+    /// Blocks that a fold conversion leaves out
+    #[arg(long, default_value_t = 0)]
+    remove: usize,
+    /// Steps of training of the gates that choose them
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    gate_steps: u64,
+    /// Type of the weights of an ordinary folder
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    dtype: String,
+    /// Steps of training after the conversion, on the text before its last windows
+    #[arg(long, default_value_t = 0)]
+    steps: u64,
+    /// Train towards the original model's scores instead of the text's next tokens
+    #[arg(long)]
+    distill: bool,
+    /// With --distill, compare the streams after so many of the last blocks too
+    #[arg(long, default_value_t = 0, requires = "distill")]
+    tail: usize,
+    /// Windows of a step
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    batch: u32,
+    /// Highest learning rate
+    #[arg(long, default_value_t = 1e-4)]
+    lr: f32,
+    /// Go on with the training from the checkpoint in --out
+    #[arg(long)]
+    resume: bool,
+}
+
+/// Tokens of a window, if the model's context is not shorter.
+const WINDOW: usize = 256;
+/// Number of windows, from the start of the text, that dictionaries are fitted to.
+const SAMPLE: usize = 8;
+
+/// What a conversion works with.
+struct Work<'a> {
+    args: &'a Args,
+    context: &'a Context,
+    gpu: &'a Gpu,
+    text: Option<Windows>,
+    stop: Arc<AtomicBool>,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let source = Source::open(&args.model, context)?;
+    let words = Words::open(&crate::run::beside(&args.model))?;
+    let most = source.config().context;
+    let window = if source.config().has_learned_positions() { most } else { most.min(WINDOW) };
+    let needs_text =
+        args.steps > 0 || args.remove > 0 || matches!(args.conversion, Some(Conversion::Masa(_)));
+    if args.text.is_none() && needs_text && !args.untie {
+        return Err(Error::config("--text is missing: dictionaries, gates and training need a text"));
+    }
+    let windows = |path: &PathBuf| {
+        let text = context.read(path)?;
+        Windows::of_text(&words, &text, args.windows as usize, window)
+            .map_err(|error| Error::io(path, std::io::Error::other(error.to_string())))
+    };
+    let text = args.text.as_ref().map(windows).transpose()?;
+    if args.out.join("model.safetensors").exists() && !args.resume {
+        return Err(Error::config(format!(
+            "{} has a model already; name another folder",
+            args.out.display()
+        )));
+    }
+    let (gpu, stop) = (context.open()?, on_interrupt()?);
+    let model = source.load(&gpu, (if args.untie { most } else { window }, Form::F32), context, &stop)?;
+    let work = Work { args, context, gpu: &gpu, text, stop };
+    std::fs::create_dir_all(&args.out).map_err(|error| Error::io(&args.out, error))?;
+    words.save(&args.out)?;
+    match args.conversion {
+        None => work.untie(&model),
+        Some(conversion) => work.convert(&model, conversion, most),
+    }
+}
+
+impl Work<'_> {
+    fn untie(&self, model: &Lm) -> Result<()> {
+        let dtype = match &self.args.dtype[..] {
+            "f16" => DType::F16,
+            "bf16" => DType::Bf16,
+            _ => DType::F32,
+        };
+        let out = &self.args.out;
+        model.save_folder(out, dtype)?;
+        let [stored, used] = model.counts();
+        let path = out.join("model.safetensors");
+        let bytes = std::fs::metadata(&path).map_err(|error| Error::io(&path, error))?.len();
+        self.context.result(format_args!(
+            "{}: {used} weights in {dtype}, {}; {stored} were stored",
+            out.display(),
+            files::size(bytes)
+        ));
+        self.context.record(&json!({
+            "line": "untied", "stored_before": stored, "stored": used, "bytes": bytes, "dtype": dtype.to_string(),
+        }))
+    }
+
+    fn convert(&self, model: &Lm, conversion: Conversion, most: usize) -> Result<()> {
+        let args = self.args;
+        let before = self.measured(model, "before")?;
+        let options = self.options(model, conversion)?;
+        // Some conversions share leaves with their model, and a teacher must not change.
+        let source = if args.distill { model.copied() } else { model.clone() };
+        let mut last = String::new();
+        let converted = conversion.apply(&source, &options, &self.sample(model)?, |what| {
+            if last != what {
+                self.context.note(format_args!("converting {what}"));
+                last = what.into();
+            }
+        })?;
+        unless_stopped(&self.stop, "nothing was written")?;
+        let ([whole, _], [stored, used]) = (model.counts(), converted.counts());
+        self.context.result(format_args!(
+            "{conversion}: {stored} of {whole} weights stored ({:.1}%), {used} used",
+            100.0 * stored as f64 / whole as f64
+        ));
+        let after = self.measured(&converted, "after")?;
+        let trained = if args.steps > 0 { self.train(&converted, model)? } else { None };
+        let kept = args.out.join("model.safetensors");
+        converted.with_context(most)?.save_with(&kept, &self.said(conversion, [before, after, trained]))?;
+        self.context.note(format_args!("wrote {}", kept.display()));
+        self.context.record(&json!({
+            "line": "converted", "conversion": conversion.to_string(), "lora": args.lora, "groups": args.groups,
+            "ends": options.ends, "removed": options.removed, "stored": stored, "stored_before": whole,
+            "stored_share": stored as f64 / whole as f64, "perplexity_before": before, "perplexity_after": after,
+            "perplexity_trained": trained, "steps": args.steps, "distilled": args.distill, "tail": args.tail,
+            "lr": args.lr, "batch": args.batch, "windows": args.windows,
+            "model": args.model.file_name().map(|name| name.to_string_lossy()),
+            "adapter": self.gpu.adapter().name, "driver": self.gpu.adapter().driver,
+        }))
+    }
+
+    /// The options of the conversion, for which gates may have to be trained.
+    fn options(&self, model: &Lm, conversion: Conversion) -> Result<ConversionOptions> {
+        let args = self.args;
+        let ends = args.ends.as_ref().map_or([0, 0], |ends| [ends[0], ends[1]]);
+        let options = ConversionOptions::default().rank(args.lora).groups(args.groups).ends(ends);
+        if args.remove == 0 {
+            return Ok(options);
+        }
+        if !matches!(conversion, Conversion::Fold(_)) {
+            return Ok(options.removed(vec![0]));
+        }
+        let corpus = self.corpus(model)?;
+        let bar = self.context.bar(Some(args.gate_steps), "training gates {bar:24} {pos}/{len}, ETA {eta}");
+        let gates = train_gates(model, &corpus, (args.gate_steps, args.remove), &self.stop, &mut |report| {
+            bar.set_position(report.step);
+            Ok(())
+        })?;
+        bar.finish_and_clear();
+        let mut order: Vec<usize> = (0..gates.len()).collect();
+        order.sort_by(|&a, &b| gates[a].total_cmp(&gates[b]));
+        let mut removed = order[..args.remove].to_vec();
+        removed.sort_unstable();
+        let shown: Vec<String> = gates.iter().map(|gate| format!("{gate:.2}")).collect();
+        self.context.note(format_args!("gates {}; blocks {removed:?} are removed", shown.join(" ")));
+        Ok(options.removed(removed))
+    }
+
+    /// Tokens that dictionaries are fitted to.
+    fn sample(&self, model: &Lm) -> Result<Tensor> {
+        let Some(text) = &self.text else { return Ok(Tensor::from_slice(self.gpu, &[0u32], [1, 1])) };
+        let (length, all) = (text.length(), text.before());
+        let rows = (all.len() / length).min(SAMPLE);
+        if rows == 0 {
+            return Err(Error::config("the text has nothing before its last windows to fit dictionaries to"));
+        }
+        debug_assert!(length <= model.config.context);
+        Ok(Tensor::from_slice(self.gpu, &all[..rows * length], [rows, length]))
+    }
+
+    /// The text before the last windows, and the last windows.
+    fn corpus(&self, model: &Lm) -> Result<Corpus> {
+        let text = self.text.as_ref().ok_or_else(|| Error::config("--text is missing"))?;
+        Corpus::of_parts(text.before().to_vec(), text.tokens(), model.config.vocab)
+    }
+
+    fn measured(&self, model: &Lm, when: &str) -> Result<Option<f64>> {
+        let Some(text) = &self.text else { return Ok(None) };
+        let bar =
+            self.context.bar(Some(text.count() as u64), "perplexity {bar:24} {pos}/{len} windows, ETA {eta}");
+        let found = perplexity(model, text, |_| bar.inc(1));
+        bar.finish_and_clear();
+        unless_stopped(&self.stop, "nothing was written")?;
+        let found = found?;
+        self.context.result(format_args!("perplexity {when} {found:.2}"));
+        Ok(Some(found))
+    }
+
+    /// Trains the converted model. Returns its perplexity.
+    fn train(&self, converted: &Lm, teacher: &Lm) -> Result<Option<f64>> {
+        let (args, corpus) = (self.args, self.corpus(converted)?);
+        let how = How {
+            steps: args.steps,
+            batch: args.batch,
+            lr: Some(args.lr),
+            warmup: None,
+            weight_decay: 0.0,
+            precision: tiebeam::Precision::F32,
+            seed: 1,
+            every: args.steps.div_ceil(5),
+        };
+        let options = how.options(converted.config.width);
+        let mut resting = teacher.clone();
+        tiebeam::nn::Module::freeze(&mut resting, |_| true);
+        let mut training = Training::new(converted, &corpus, options)?.stop(self.stop.clone());
+        if args.distill {
+            training = training.teacher(&resting, args.tail)?;
+        }
+        let checkpoint = args.out.join(CHECKPOINT);
+        if args.resume && checkpoint.is_file() {
+            training.resume(&checkpoint)?;
+            self.context.note(format_args!("goes on after step {}", training.step()));
+        }
+        if !train::watched(self.context, &mut training, Some(&checkpoint), &mut |_| Ok(()))? {
+            let step = training.step();
+            return Err(Error::stopped(format!(
+                "stopped after step {step}; the same command with --resume goes on"
+            )));
+        }
+        self.measured(converted, "trained")
+    }
+
+    /// What the model's file says of its making.
+    fn said(&self, conversion: Conversion, perplexity: [Option<f64>; 3]) -> BTreeMap<String, String> {
+        let args = self.args;
+        let mut all: BTreeMap<String, String> =
+            [("convert.conversion".to_string(), conversion.to_string())].into();
+        let name = args.model.file_name().map(|name| name.to_string_lossy().into_owned());
+        all.extend(name.map(|name| ("convert.model".to_string(), name)));
+        all.insert("convert.steps".into(), args.steps.to_string());
+        all.insert("convert.distilled".into(), args.distill.to_string());
+        for (when, found) in ["before", "after", "trained"].iter().zip(perplexity) {
+            all.extend(found.map(|found| (format!("convert.perplexity_{when}"), format!("{found:.3}"))));
+        }
+        all
+    }
+}

@@ -1,0 +1,112 @@
+//! Where a language model is read from: published files, or a file of our own.
+
+use crate::context::{Context, unless_stopped};
+use serde_json::json;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+use tiebeam::models::llama::{Form, Published};
+use tiebeam::models::lm::{Lm, LmConfig, Saved};
+use tiebeam::{Error, Gpu, Result, files};
+
+/// A model on disk whose header has been read.
+pub enum Source {
+    Published(Box<Published>),
+    Saved(Saved),
+}
+
+impl Source {
+    /// Opens a model, and says what was chosen where its files leave a choice.
+    pub fn open(path: &Path, context: &Context) -> Result<Source> {
+        if Saved::is_at(path) {
+            return Saved::open(path).map(Source::Saved);
+        }
+        let published = Published::open(path)?;
+        published.notes().iter().for_each(|note| context.note(format_args!("{}: {note}", path.display())));
+        Ok(Source::Published(Box::new(published)))
+    }
+
+    pub fn config(&self) -> &LmConfig {
+        match self {
+            Source::Published(published) => published.config(),
+            Source::Saved(saved) => saved.config(),
+        }
+    }
+
+    /// `llama`, `mistral`, `qwen2`, or `lm` for our own.
+    pub fn kind(&self) -> &str {
+        match self {
+            Source::Published(published) => published.kind(),
+            Source::Saved(_) => "lm",
+        }
+    }
+
+    pub fn bytes(&self) -> Result<usize> {
+        match self {
+            Source::Published(published) => published.bytes(),
+            Source::Saved(saved) => Ok(saved.bytes()),
+        }
+    }
+
+    /// Reads the weights to the device, for sequences of up to `most` tokens, and says what was read.
+    pub fn load(
+        &self,
+        gpu: &Gpu,
+        (most, form): (usize, Form),
+        context: &Context,
+        stop: &AtomicBool,
+    ) -> Result<Lm> {
+        let started = Instant::now();
+        let bar =
+            context.bar(Some(self.config().depth as u64), "reading {bar:24} {pos}/{len} blocks, ETA {eta}");
+        let watch = |done: usize| {
+            bar.set_position(done as u64);
+            unless_stopped(stop, "nothing was written")
+        };
+        let model = match self {
+            Source::Published(published) => published.load_watched(gpu, most, form, &watch)?,
+            Source::Saved(saved) => saved.load(gpu)?,
+        };
+        gpu.synchronize()?;
+        bar.finish_and_clear();
+        let (seconds, memory) = (started.elapsed().as_secs_f64(), gpu.memory_stats().used);
+        let (parameters, bytes) = (self.parameters(&model)?, self.bytes()? as u64);
+        let used = model.counts()[1];
+        let shared = match self {
+            Source::Saved(_) if used > parameters => format!(", {:.1} M used", used as f64 / 1e6),
+            _ => String::new(),
+        };
+        context.note(format_args!(
+            "{}: {:.1} M parameters{shared}, {} in the file, {} on the device, read in {seconds:.2} s",
+            gpu.adapter(),
+            parameters as f64 / 1e6,
+            files::size(bytes),
+            files::size(memory),
+        ));
+        context.record(&json!({
+            "line": "model", "kind": self.kind(), "parameters": parameters, "file_bytes": bytes,
+            "device_bytes": memory, "seconds": seconds, "adapter": gpu.adapter().name,
+            "driver": gpu.adapter().driver,
+        }))?;
+        Ok(model)
+    }
+
+    /// Number of weights that the file has.
+    fn parameters(&self, model: &Lm) -> Result<usize> {
+        match self {
+            Source::Published(published) => published.check(),
+            Source::Saved(_) => Ok(model.counts()[0]),
+        }
+    }
+
+    /// The published model, for what has no meaning for others.
+    pub fn published(&self, what: &str) -> Result<&Published> {
+        match self {
+            Source::Published(published) => Ok(published),
+            Source::Saved(saved) => Err(Error::config(format!(
+                "{}: {what} is for published models, and this is one of tiebeam's own",
+                saved.path().display()
+            ))),
+        }
+    }
+}
