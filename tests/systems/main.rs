@@ -3,6 +3,7 @@
 mod bench;
 mod geometry;
 mod llama;
+mod lm;
 mod matching;
 mod merge;
 mod merge_ends;

@@ -72,7 +72,10 @@ impl Saved {
     /// [`Error::Format`] when the file's tensors are not those of its settings; when the device fails.
     pub fn load(&self, gpu: &Gpu) -> Result<Lm> {
         // What is drawn here is written over. Names and shapes follow from the settings.
-        let model = Lm::try_new(gpu, self.config.clone(), &mut Rng::new(0))?;
+        let model = Lm::try_new(gpu, self.config.clone(), &mut Rng::new(0)).map_err(|error| match error {
+            Error::Config(message) => Error::config(format!("{}: {message}", self.path().display())),
+            other => other,
+        })?;
         model.load(self.file.path())?;
         Ok(model)
     }
