@@ -1,0 +1,293 @@
+//! What an adapter is, and the settings of PEFT that say it.
+
+use crate::error::{Error, Result};
+use crate::models::lm::LINEARS;
+use crate::share::ShardConfig;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// The kinds of adapters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum AdapterKind {
+    /// `W + scale B A`, with `scale = alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA. arXiv 2106.09685, 2312.03732
+    Lora {
+        /// Rows of A.
+        rank: usize,
+        /// The factor before it is divided.
+        alpha: f32,
+        /// Whether it is divided by the square root of the rank.
+        rslora: bool,
+    },
+    /// LoRA whose A and B are assembled from shards that all depths share. arXiv 2410.00938
+    Mos(ShardConfig),
+    /// A shard `[rank, out]` that is repeated along the inputs. arXiv 2409.15371
+    Miss {
+        /// Rows of the shard.
+        rank: usize,
+    },
+    /// Blocks of `rank x rank` by which those of the weight are multiplied. arXiv 2409.15371
+    Bone {
+        /// The side of a block.
+        rank: usize,
+    },
+}
+
+/// A kind of adapter, and the layers that get one at every depth.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct AdapterConfig {
+    /// The kind.
+    pub kind: AdapterKind,
+    /// Names in [`LINEARS`].
+    pub targets: Vec<&'static str>,
+}
+
+/// The layers' names in models of Hugging Face, in the order of [`LINEARS`].
+const PATHS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// The layer of a name such as `q`, `q_proj` or `self_attn.q_proj`.
+fn linear(name: &str) -> Option<&'static str> {
+    let found = (0..LINEARS.len()).find(|&i| {
+        let short = PATHS[i].rsplit('.').next();
+        name == LINEARS[i] || Some(name) == short || PATHS[i] == name
+    });
+    found.map(|i| LINEARS[i])
+}
+
+/// The path of a layer's tensors in PEFT's files, without their own names.
+pub(super) fn path(depth: usize, matrix: &str) -> String {
+    let at = LINEARS.iter().position(|own| *own == matrix).unwrap_or_default();
+    format!("base_model.model.model.layers.{depth}.{}", PATHS[at])
+}
+
+/// The depth, the layer and the tensor's own name of a tensor in PEFT's files.
+pub(super) fn place(name: &str) -> Option<(usize, &'static str, &str)> {
+    let rest = name.strip_prefix("base_model.model.")?;
+    let rest = rest.strip_prefix("model.").unwrap_or(rest).strip_prefix("layers.")?;
+    let (depth, rest) = rest.split_once('.')?;
+    let at = PATHS.iter().position(|path| rest.strip_prefix(path).is_some_and(|end| end.starts_with('.')))?;
+    Some((depth.parse().ok()?, LINEARS[at], &rest[PATHS[at].len() + 1..]))
+}
+
+impl AdapterConfig {
+    /// An adapter of this kind on these layers: names in [`LINEARS`], or as PEFT writes them, `q_proj`.
+    ///
+    /// ```
+    /// use tiebeam::models::adapter::{AdapterConfig, AdapterKind};
+    /// let config = AdapterConfig::new(AdapterKind::Miss { rank: 16 }, &["q_proj", "v"])?;
+    /// assert_eq!(config.targets, ["q", "v"]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Config`] for another name, no name, or a rank of 0.
+    pub fn new(kind: AdapterKind, targets: &[&str]) -> Result<AdapterConfig> {
+        let known = |name: &&str| {
+            linear(name).ok_or_else(|| {
+                Error::config(format!("adapter: `{name}` is no linear layer of a block; there are {}", LINEARS.join(", ")))
+            })
+        };
+        let mut targets: Vec<&'static str> = targets.iter().map(known).collect::<Result<_>>()?;
+        targets.sort_by_key(|name| LINEARS.iter().position(|own| own == name));
+        targets.dedup();
+        let config = AdapterConfig { kind, targets };
+        if config.targets.is_empty() || config.rank() == 0 {
+            return Err(Error::config("adapter: it needs a layer and a rank of 1 or more"));
+        }
+        match kind {
+            AdapterKind::Lora { alpha, .. } if !(alpha.is_finite() && alpha > 0.0) => {
+                Err(Error::config(format!("adapter: alpha is {alpha}; it must be above 0")))
+            }
+            _ => Ok(config),
+        }
+    }
+
+    /// The rank.
+    pub fn rank(&self) -> usize {
+        match self.kind {
+            AdapterKind::Lora { rank, .. } | AdapterKind::Miss { rank } | AdapterKind::Bone { rank } => rank,
+            AdapterKind::Mos(config) => config.rank,
+        }
+    }
+
+    /// The text of `adapter_config.json`. A mixture of shards has the type `MOS`, which PEFT does not have.
+    pub(super) fn json(&self, base: &str, swapped: bool) -> Value {
+        let short = |name: &&str| {
+            let at = LINEARS.iter().position(|own| own == name).unwrap_or_default();
+            PATHS[at].rsplit('.').next().unwrap_or_default()
+        };
+        let targets: Vec<&str> = self.targets.iter().map(short).collect();
+        let mut all = json!({
+            "base_model_name_or_path": base, "task_type": "CAUSAL_LM", "inference_mode": true, "bias": "none",
+            "target_modules": targets, "r": self.rank(),
+        });
+        let own = match self.kind {
+            AdapterKind::Lora { alpha, rslora, .. } => {
+                json!({"peft_type": "LORA", "lora_alpha": alpha, "lora_dropout": 0.0, "use_rslora": rslora})
+            }
+            AdapterKind::Miss { .. } => json!({"peft_type": "MISS", "init_weights": true}),
+            AdapterKind::Bone { .. } => json!({"peft_type": "MISS", "init_weights": "bat"}),
+            AdapterKind::Mos(ShardConfig { budget, shards, private, alpha, .. }) => json!({
+                "peft_type": "MOS", "mos_budget": budget, "mos_shards": shards, "mos_private": private,
+                "mos_alpha": alpha, "mos_rows": if swapped { "neighbours" } else { "halves" },
+            }),
+        };
+        for (key, value) in own.as_object().into_iter().flatten() {
+            all[key] = value.clone();
+        }
+        all
+    }
+
+    /// Reads the text of `adapter_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for another kind of adapter, and for a setting that changes what is computed and is not known here.
+    pub(super) fn from_json(text: &str, path: &Path) -> Result<(AdapterConfig, Map<String, Value>)> {
+        let wrong = |message: String| Error::format(path, message);
+        let json: Value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let all = json.as_object().ok_or_else(|| wrong("it is no object".into()))?.clone();
+        let of = Settings { all: &all, path };
+        let kind = all.get("peft_type").and_then(Value::as_str).unwrap_or("missing");
+        let rank = of.size("r")?;
+        let kind = match (kind, all.get("init_weights").unwrap_or(&Value::Null)) {
+            ("LORA", _) => {
+                of.check_lora()?;
+                let alpha = of.number("lora_alpha")? as f32;
+                AdapterKind::Lora { rank, alpha, rslora: all.get("use_rslora") == Some(&Value::Bool(true)) }
+            }
+            ("MISS" | "BONE", Value::String(form)) if form == "bat" => AdapterKind::Bone { rank },
+            ("MISS" | "BONE", Value::Null | Value::Bool(_)) => AdapterKind::Miss { rank },
+            ("MISS" | "BONE", Value::String(form)) if form == "mini" => AdapterKind::Miss { rank },
+            ("MOS", _) => {
+                let config = ShardConfig::new(rank, of.size("mos_budget")?).shards(of.size("mos_shards")?);
+                let config = config.private(of.whole("mos_private")?).alpha(of.number("mos_alpha")? as f32);
+                AdapterKind::Mos(config)
+            }
+            (kind, form) => {
+                return Err(wrong(format!(
+                    "an adapter of the type '{kind}' (init_weights {form}); LORA, MISS and MOS are read"
+                )));
+            }
+        };
+        of.check_common()?;
+        let names: Vec<&str> = match all.get("target_modules") {
+            Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).collect(),
+            // Names are seen from the tensors; `all-linear` and patterns stand for these.
+            _ => LINEARS.to_vec(),
+        };
+        let targets: Vec<&str> = names.iter().filter_map(|name| linear(name)).collect();
+        Ok((AdapterConfig::new(kind, &targets).map_err(|error| wrong(error.to_string()))?, all))
+    }
+}
+
+struct Settings<'a> {
+    all: &'a Map<String, Value>,
+    path: &'a Path,
+}
+
+impl Settings<'_> {
+    fn wrong(&self, message: String) -> Error {
+        Error::format(self.path, message)
+    }
+
+    fn number(&self, key: &str) -> Result<f64> {
+        let found = self.all.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
+        found.ok_or_else(|| self.wrong(format!("there is no number `{key}`")))
+    }
+
+    fn whole(&self, key: &str) -> Result<usize> {
+        let found = self.all.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+        found.filter(|n| *n < 1 << 31).ok_or_else(|| self.wrong(format!("there is no whole number `{key}`")))
+    }
+
+    fn size(&self, key: &str) -> Result<usize> {
+        let found = self.whole(key)?;
+        if found == 0 { Err(self.wrong(format!("`{key}` is 0"))) } else { Ok(found) }
+    }
+
+    /// Refuses a setting that is neither off nor one of these.
+    fn off(&self, key: &str, others: &[Value]) -> Result<()> {
+        let nothing = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(list) => list.is_empty(),
+            Value::Object(all) => all.is_empty(),
+            other => others.contains(other),
+        };
+        match self.all.get(key).filter(|value| !nothing(value)) {
+            None => Ok(()),
+            Some(value) => Err(self.wrong(format!("`{key}` is {value}, which is not computed"))),
+        }
+    }
+
+    fn check_common(&self) -> Result<()> {
+        self.off("bias", &["none".into()])?;
+        ["modules_to_save", "alpha_pattern", "fan_in_fan_out"].iter().try_for_each(|key| self.off(key, &[]))
+    }
+
+    /// LoRA has many relatives that have its type and other weights. Some change the base's weights before they begin, so that the
+    /// difference alone says nothing.
+    fn check_lora(&self) -> Result<()> {
+        let fine = [Value::Bool(true), "gaussian".into(), "eva".into(), "orthogonal".into()];
+        self.off("init_lora_weights", &fine)?;
+        let keys = [
+            "use_dora",
+            "lora_bias",
+            "layer_replication",
+            "use_qalora",
+            "use_bdlora",
+            "kasa_config",
+            "velora_config",
+            "monteclora_config",
+            "arrow_config",
+            "alora_invocation_tokens",
+            "trainable_token_indices",
+            "target_parameters",
+            "loftq_config",
+        ];
+        keys.iter().try_for_each(|key| self.off(key, &[]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_those_of_peft() {
+        let name = format!("{}.lora_A.weight", path(7, "down"));
+        assert_eq!(name, "base_model.model.model.layers.7.mlp.down_proj.lora_A.weight");
+        assert_eq!(place(&name), Some((7, "down", "lora_A.weight")));
+        assert_eq!(place("base_model.model.lm_head.lora_A.weight"), None);
+        assert_eq!(place("base_model.model.model.layers.x.mlp.down_proj.a"), None);
+    }
+
+    #[test]
+    fn settings_that_change_the_computation_are_refused() {
+        let read = |text: &str| AdapterConfig::from_json(text, Path::new("a.json")).map(|read| read.0);
+        let plain = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]"#;
+        let kind = AdapterKind::Lora { rank: 4, alpha: 8.0, rslora: false };
+        assert_eq!(read(&format!("{plain}}}")).unwrap(), AdapterConfig { kind, targets: vec!["q"] });
+        for wrong in [
+            r#""use_dora": true"#,
+            r#""bias": "all""#,
+            r#""modules_to_save": ["lm_head"]"#,
+            r#""init_lora_weights": "pissa""#,
+            r#""alpha_pattern": {"q_proj": 3}"#,
+            r#""loftq_config": {"bits": 4}"#,
+        ] {
+            let error = read(&format!("{plain}, {wrong}}}")).unwrap_err().to_string();
+            assert!(error.contains("which is not computed"), "{error}");
+        }
+        assert!(read(r#"{"peft_type": "IA3", "r": 1}"#).unwrap_err().to_string().contains("'IA3'"));
+        assert!(read(r#"{"peft_type": "LORA", "r": 0, "lora_alpha": 1}"#).unwrap_err().to_string().contains("`r` is 0"));
+    }
+}
