@@ -1,6 +1,6 @@
 //! The weight of any kind to which a part is added as it is read: what the sites of such parts have in common.
 
-use super::{LeafGrads, Load, Site, Tied};
+use super::{LeafGrads, Load, Site};
 use crate::tensor::Tensor;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -46,7 +46,7 @@ impl Base {
     /// A load to which a private part can be added: the base's own, or that of the weight that it makes.
     pub fn load(&self) -> Load {
         let load = self.0.load();
-        if load.takes_private() { load } else { Tied::new(&self.0.expand()).load() }
+        if load.takes_private() { load } else { Load::stored(self.0.expand()) }
     }
 
     fn needs(&self, grads: &LeafGrads) -> bool {

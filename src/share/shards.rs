@@ -30,8 +30,8 @@ use std::sync::Arc;
 /// How a mixture of shards is laid out, in the terms of the paper (arXiv 2410.00938) and of its authors' code.
 ///
 /// A model has one [`ShardPool`] for each kind of projection, such as all of its query projections. Its parameters are as many as
-/// those of LoRA with the rank [`budget`](ShardConfig::budget). With an eighth of the rank of the LoRA that it replaces, it has an
-/// eighth of the parameters, at which the authors report equal results.
+/// those of LoRA with the rank [`budget`](ShardConfig::budget): with an eighth of the rank of the LoRA that it replaces, an eighth.
+/// The authors report savings of about that size at results like LoRA's.
 ///
 /// ```
 /// use tiebeam::share::ShardConfig;
@@ -196,7 +196,8 @@ impl ShardPool {
     }
 
     /// Returns the weight `W + scale B_k A_k` of layer `k`, with the leaves `weight`, `pool_a` and `pool_b`. The pools are the same
-    /// leaves at all sites. The layer's indices are buffers of its site, so that files have them.
+    /// leaves at all sites. The layer's indices are buffers of its site, so that files have them; loading one changes the site and
+    /// not the lists of this pool.
     ///
     /// # Panics
     /// When the sizes do not fit.

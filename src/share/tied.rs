@@ -68,8 +68,7 @@ impl Site for Tied {
     }
 
     fn load(&self) -> Load {
-        let [rows, columns] = self.size();
-        Load::new("site_tied", vec![("theta", dense(&self.theta))], [rows as u32, columns as u32, 0, 0])
+        Load::stored(dense(&self.theta))
     }
 
     fn stored(&self) -> Option<Tensor> {
@@ -261,7 +260,7 @@ impl Site for Factored {
 
     /// Loads the materialised product. Otherwise every tile would read the factors again, and ranks are large here.
     fn load(&self) -> Load {
-        Tied::new(&self.expand()).load()
+        Load::stored(self.expand())
     }
 
     /// A product in this type, in whatever scope it is asked for.

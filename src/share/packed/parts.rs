@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::product::matmul::Epilogue;
 use crate::share::tied::{dense, linear64};
-use crate::share::{LeafGrads, Load, Site, Tied};
+use crate::share::{LeafGrads, Load, Site};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -101,7 +101,7 @@ impl Site for PackedScales {
     }
 
     fn load(&self) -> Load {
-        Tied::new(&self.expand()).load()
+        Load::stored(self.expand())
     }
 
     fn expand_as(&self, dtype: DType) -> Tensor {

@@ -136,7 +136,7 @@ impl Site for Bone {
     }
 
     fn load(&self) -> Load {
-        Tied::new(&self.expand()).load()
+        Load::stored(self.expand())
     }
 
     /// Computed in f32 in every scope, because the weight is added to a product with itself.

@@ -45,6 +45,12 @@ impl Load {
         Load { fragment, wgsl: None, tensors, params, turns, constants, private, packed, changed: false }
     }
 
+    /// The load of a stored matrix, contiguous and f32.
+    pub(crate) fn stored(theta: Tensor) -> Load {
+        let [rows, columns] = [theta.shape()[0], theta.shape()[1]].map(|n| n as u32);
+        Load::new("site_tied", vec![("theta", theta)], [rows, columns, 0, 0])
+    }
+
     /// A fragment of your own text, with the tensors that it reads, by its names for them, the weight's rows and columns, and
     /// two numbers for `site_numbers().zw`. Errors call it `name`. It is compiled with bounds checks.
     ///
