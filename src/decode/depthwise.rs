@@ -115,9 +115,11 @@ impl DepthwiseLayer {
 
 /// The factor of a site's low-rank part, 1 for a matrix alone, `None` for any other kind.
 fn low_rank_scale(site: &dyn Site) -> Option<f32> {
-    // By how it is read, since a kind from anywhere may have any name.
+    // By how it is read, since a kind from anywhere may have any name. What it reads beside its leaves, such as the indices of
+    // shards, decides about the weight too.
     let (load, leaves) = (site.load(), site.leaves());
     let own = load.wgsl.is_none() && load.fragment == "site_tied" && load.constants.is_empty();
+    let own = own && site.buffers().is_empty();
     let theta = leaves.first().filter(|theta| own && theta.shape()[..] == site.size())?;
     let read = &load.tensors[0].1;
     if theta.dtype() == DType::F32 && theta.is_contiguous() && !Arc::ptr_eq(&read.value, &theta.value) {

@@ -17,7 +17,7 @@ impl Module for Dictionary {
     }
 }
 
-/// As [`Dictionary`].
+/// As [`Dictionary`]. Its sites list the pools too, with the layer's indices, so a model whose layers hold them needs no field for it.
 impl Module for ShardPool {
     fn visit(&self, visit: &mut Visit) {
         visit.store("pool_a", &self.pool_a);

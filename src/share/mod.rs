@@ -8,12 +8,17 @@
 //! | [`Dictionary`] | `W_l = sum_s c[l, s] D_s` | atoms `D`, coefficients `c` |
 //! | [`Hashed`] | `W[i] = scale sign(i) omega[position(i)]` | `omega` |
 //! | [`ShardPool`] | `W + scale B_k A_k`, with the rows of both assembled from shards | two pools |
-//! | [`Packed`] | `W = scale q + offset`, alone, with `B_s A_s` or with trained scales | levels `q` of a few bits, scales, offsets |
-//! | [`Miss`] | `W[i, j] + d[j mod r, i]` | `d` |
+//! | [`Miss`] | `W[i, j] + d[j mod r, i mod m]` | `d` |
+//! | [`Bone`] | `W + W_blocks B + B` | blocks `B` |
+//! | [`Packed`] | `W = scale q + offset`, alone or with trained scales | levels `q` of a few bits, scales, offsets |
+//!
+//! The weight of [`LowRank`], [`ShardPool`], [`Miss`] and [`Bone`] is stored, or of another kind: their `over` takes any site. All but
+//! `Bone` also take packed weights, which is QLoRA's layer with other adapters.
 //!
 //! [`DepthLora`] and [`Dictionary::mixed`] multiply rows at different depths in one product. [`UnifiedEmbedding`] is one
 //! table for many features.
 
+mod base;
 pub mod dictionary;
 pub mod hashed;
 pub mod law;
@@ -27,8 +32,8 @@ pub use dictionary::{CoefficientNet, Dictionary, matrix_pca};
 pub use hashed::{Draw, Hashed, Mapping, UnifiedEmbedding};
 pub use law::{Reduced, check_law};
 pub use mixed::DepthLora;
-pub use packed::{Packed, PackedLowRank, PackedScales, Packing, Scales};
-pub use shards::{Miss, ShardPool, block_affine};
+pub use packed::{Packed, PackedScales, Packing, Scales};
+pub use shards::{Bone, Miss, ShardConfig, ShardPool};
 pub use tied::{Factored, LowRank, Tied};
 
 use crate::ops::case::Case;

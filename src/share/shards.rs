@@ -1,20 +1,72 @@
-//! Adapters on frozen weights, made of parameters that many layers share.
+//! Adapters on frozen weights, made of parameters that many places of a model share.
 //!
 //! * [`ShardPool`] (mixture of shards, arXiv 2410.00938): the rows of `A_k` and `B_k` of each layer's low-rank part are
 //!   assembled from shards of two pools, by fixed random indices.
-//! * [`Miss`] (MiSS, the cheap form of Bone, arXiv 2409.15371): `W' = W + tile(d)`, where one matrix `d [r, out]` is
-//!   repeated along the inputs, so that `y += (sum over blocks of x) d`.
-//! * [`block_affine`] (Bone): `W' = W + W_blocks B + B`, with one `r x r` block per row of blocks.
+//! * [`Miss`] (MiSS, the cheap form of Bone, arXiv 2409.15371): `W' = W + tile(d)`, where one matrix `d` is repeated along the
+//!   inputs, so that `y += (sum over blocks of x) d`.
+//! * [`Bone`] (block affine, or bat, of the same paper): `W' = W + W_blocks B + B`, with one `r x r` block per row of blocks.
 
-use super::tied::dense;
-use super::{LeafGrads, Load, LowRank, Site};
+mod bone;
+mod miss;
+
+pub use bone::Bone;
+pub use miss::Miss;
+
+use super::base::Base;
+use super::tied::{dense, linear64};
+use super::{LeafGrads, Load, Site, Tied};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::product::matmul::Epilogue;
+use crate::ops::moves::embedding_sum::sum_by_index;
+use crate::ops::product::matmul::{Epilogue, outer};
 use crate::rng::Rng;
+use crate::setters::setters;
+use crate::tape::Destination;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
+/// How a mixture of shards is laid out, in the terms of the paper (arXiv 2410.00938) and of its authors' code.
+///
+/// A model has one [`ShardPool`] for each kind of projection, such as all of its query projections. Its parameters are as many as
+/// those of LoRA with the rank [`budget`](ShardConfig::budget): with an eighth of the rank of the LoRA that it replaces, an eighth.
+/// The authors report savings of about that size at results like LoRA's.
+///
+/// ```
+/// use tiebeam::share::ShardConfig;
+/// // Rank 16, with the parameters of LoRA of rank 2. Each vector has 4 shards, and one rank of each layer is its own.
+/// let config = ShardConfig::new(16, 2).shards(4).private(1);
+/// assert_eq!(config.alpha, 16.0); // as in the authors' scripts; the factor is alpha / rank
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ShardConfig {
+    /// `r`: the rank of each layer's part, which may exceed the budget because layers share shards.
+    pub rank: usize,
+    /// `e`: the rank of LoRA with as many parameters.
+    pub budget: usize,
+    /// `l`: shards of which a vector consists. 1 shares whole vectors.
+    pub shards: usize,
+    /// Vectors of each layer's A and B that are its own, out of the budget. 0 shares everything.
+    pub private: usize,
+    /// The low-rank part is multiplied by `alpha / rank`.
+    pub alpha: f32,
+}
+
+impl ShardConfig {
+    /// Shards of whole vectors, none of them private, and alpha 16.
+    pub fn new(rank: usize, budget: usize) -> ShardConfig {
+        ShardConfig { rank, budget, shards: 1, private: 0, alpha: 16.0 }
+    }
+}
+
+setters!(ShardConfig { rank: usize, budget: usize, shards: usize, private: usize, alpha: f32 });
+
 /// The shards from which the low-rank parts of many layers are assembled.
+///
+/// Row j of `A_k [rank, in]` is the shards `pool_a[index_a[k][l j .. l j + l]]`, one after the other, and row j of `B_k^T [rank,
+/// out]` those of `pool_b` by `index_b`. [`ShardPool::new`] makes pools for a model. The fields make one by hand:
 ///
 /// ```
 /// # use tiebeam::{Gpu, Tensor};
@@ -28,6 +80,7 @@ use std::sync::Arc;
 /// let pool = ShardPool { pool_a, pool_b, index_a, index_b, rank: 2, scale: 1.0 };
 /// let weight = pool.site(0, &Tensor::zeros(&gpu, [4, 6])); // [out, in]
 /// assert_eq!(weight.expand().to_vec2::<f32>()?, [[2.0; 6]; 4]); // ones, summed over the rank
+/// assert_eq!(weight.leaf_names(), ["weight", "pool_a", "pool_b"]);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
 #[derive(Clone)]
@@ -47,9 +100,71 @@ pub struct ShardPool {
 }
 
 impl ShardPool {
-    /// Draws random indices. There are `public` shards for all layers, followed by `private` ones for each layer, which
-    /// only it reads. Every vector of the low-rank part consists of `shards` shards. Each layer reads each of its private
-    /// shards once and draws the rest from the public ones.
+    /// Makes the pools for weights `[out, in]` of so many layers, as the authors do: `budget * layers * l` shards in each pool.
+    /// Those of A are uniform within `1 / sqrt(in)`, as LoRA's A, and those of B are 0, so that weights are as before at first.
+    /// The indices of A and of B are drawn apart by [`ShardPool::draw`]. Everything follows from the state of `rng`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when `l` does not divide both sides of the weight, or the budget does not suffice: the public shards of
+    /// all layers must be at least as many as one layer draws, so that it draws none twice.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::{Rng, share::{ShardConfig, ShardPool, Site}};
+    /// let config = ShardConfig::new(4, 2).shards(2).private(1);
+    /// let pool = ShardPool::new(&gpu, 6, [8, 12], config, &mut Rng::new(1))?;
+    /// assert_eq!(pool.pool_a.count() + pool.pool_b.count(), 6 * 2 * (8 + 12)); // as LoRA of rank 2
+    /// assert_eq!(pool.index_a[5].len(), 4 * 2);
+    /// let weight = Tensor::ones(&gpu, [8, 12]);
+    /// assert_eq!(pool.site(5, &weight).expand().to_vec::<f32>()?, [1.0; 96]); // B is 0
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    pub fn new(
+        gpu: &Gpu,
+        layers: usize,
+        [out, inner]: [usize; 2],
+        config: ShardConfig,
+        rng: &mut Rng,
+    ) -> Result<ShardPool> {
+        let ShardConfig { rank, budget, shards, private, alpha } = config;
+        let wrong = |what: String| Err(Error::config(format!("shards: {what}")));
+        if [layers, rank, budget, shards, out, inner].contains(&0) {
+            return wrong(format!(
+                "{layers} layers of [{out}, {inner}] with {config:?}: none of these may be 0"
+            ));
+        }
+        if !out.is_multiple_of(shards) || !inner.is_multiple_of(shards) {
+            return wrong(format!("{shards} shards a vector do not divide both sides of [{out}, {inner}]"));
+        }
+        if private > budget.min(rank) {
+            return wrong(format!(
+                "{private} private vectors a layer exceed the budget {budget} or the rank {rank}"
+            ));
+        }
+        if rank - private > (budget - private) * layers {
+            let has = (budget - private) * layers;
+            return wrong(format!(
+                "a layer draws {} public vectors of {has}; use a lower rank, or a larger budget",
+                rank - private
+            ));
+        }
+        let sizes = [(budget - private) * layers * shards, private * shards];
+        let [index_a, index_b] = [(); 2].map(|()| ShardPool::draw(layers, rank, shards, sizes, rng));
+        let count = budget * layers * shards;
+        let mut data = vec![0.0f32; count * (inner / shards)];
+        rng.fill_uniform(&mut data);
+        // PyTorch's Kaiming bound with the slope sqrt(5). The fan-in is that of the whole vector and not of the shard.
+        let bound = 1.0 / (inner as f32).sqrt();
+        data.iter_mut().for_each(|x| *x = (2.0 * *x - 1.0) * bound);
+        let pool_a = Tensor::from_slice(gpu, &data, [count, inner / shards]).requires_grad();
+        let pool_b = Tensor::zeros(gpu, [count, out / shards]).requires_grad();
+        Ok(ShardPool { pool_a, pool_b, index_a, index_b, rank, scale: alpha / rank as f32 })
+    }
+
+    /// Draws random indices as the authors do. There are `public` shards for all layers, followed by `private` ones for each layer,
+    /// which only it reads. Every vector of the low-rank part consists of `shards` shards. Each layer reads public ones, none of
+    /// them again before it has read all, and then each of its private ones in their order.
     ///
     /// # Panics
     /// When a layer has more private shards than it needs, or needs public ones and there are none.
@@ -67,197 +182,183 @@ impl ShardPool {
             "shards: a layer needs {need}, has {private} of its own and {public} public ones to draw from"
         );
         let layer = |k: usize| {
-            let own = (0..private).map(|i| (public + k * private + i) as u32);
-            let mut all: Vec<u32> = own.collect();
-            let mut draws = vec![0.0f32; need - private];
-            rng.fill_uniform(&mut draws);
-            all.extend(draws.iter().map(|x| ((x * public as f32) as u32).min(public as u32 - 1)));
-            rng.shuffle(&mut all);
+            let mut all = Vec::with_capacity(need);
+            while all.len() < need - private {
+                let mut deck: Vec<u32> = (0..public as u32).collect();
+                rng.shuffle(&mut deck);
+                deck.truncate(need - private - all.len());
+                all.extend(deck);
+            }
+            all.extend((0..private).map(|i| (public + k * private + i) as u32));
             all
         };
         (0..layers).map(layer).collect()
     }
 
-    /// Returns `A [rank, in]` and `B^T [rank, out]` of layer `k`. Gradients of the shards are added in a fixed order.
-    fn factors(&self, k: usize) -> [Tensor; 2] {
-        [(&self.pool_a, &self.index_a[k]), (&self.pool_b, &self.index_b[k])].map(|(pool, index)| {
-            let ids = Tensor::from_slice(pool.gpu(), index, [index.len()]);
-            pool.index_select(0, &ids).reshape([self.rank, index.len() / self.rank * pool.shape()[1]])
-        })
-    }
-
-    /// Returns the weight `W + scale B_k A_k` of layer `k`. The pools are the leaves; add them to a model's parameters
-    /// once.
+    /// Returns the weight `W + scale B_k A_k` of layer `k`, with the leaves `weight`, `pool_a` and `pool_b`. The pools are the same
+    /// leaves at all sites. The layer's indices are buffers of its site, so that files have them; loading one changes the site and
+    /// not the lists of this pool.
     ///
     /// # Panics
     /// When the sizes do not fit.
     #[track_caller]
     pub fn site(&self, k: usize, weight: &Tensor) -> Arc<dyn Site> {
-        let [a, b] = self.factors(k);
-        LowRank::new(weight, &a, &b.t().contiguous(), self.scale).shared()
+        self.over(k, &Tied::new(weight).shared())
+    }
+
+    /// Adds the low-rank part of layer `k` to a weight of any kind, such as a packed one.
+    ///
+    /// A stored and a packed weight are read in the same load as the part. Any other is written down for each product.
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::{Rng, share::{Packed, Packing, Scales, ShardConfig, ShardPool, Site}};
+    /// let packing = Packing::new(4, 16, Scales::Affine)?;
+    /// let base = Packed::new(&gpu, packing, [2, 16], &vec![0; 2 * packing.row_words(16)])?.shared();
+    /// let pool = ShardPool::new(&gpu, 3, [2, 16], ShardConfig::new(2, 1), &mut Rng::new(1))?;
+    /// let weight = pool.over(0, &base);
+    /// assert_eq!(weight.leaf_names(), ["pool_a", "pool_b"]); // the packed weight is frozen
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn over(&self, k: usize, base: &Arc<dyn Site>) -> Arc<dyn Site> {
+        let index = |all: &[Vec<u32>], pool: &Tensor| {
+            let list = &all[k];
+            let fits = self.rank > 0 && !list.is_empty() && list.len().is_multiple_of(self.rank);
+            assert!(fits, "shards: {} indices of layer {k} for the rank {}", list.len(), self.rank);
+            Tensor::from_slice(pool.gpu(), list, [self.rank, list.len() / self.rank])
+        };
+        let index = [index(&self.index_a, &self.pool_a), index(&self.index_b, &self.pool_b)];
+        let pools = [self.pool_a.clone(), self.pool_b.clone()];
+        Shards::new(Base(base.clone()), pools, index, self.scale).shared()
     }
 
     /// Returns the low-rank part alone: `scale (x A_k^T) B_k`.
     #[track_caller]
     pub fn forward(&self, k: usize, x: &Tensor) -> Tensor {
-        let [a, b] = self.factors(k);
+        let factor = |pool: &Tensor, list: &[u32]| {
+            assembled(pool, &Tensor::from_slice(pool.gpu(), list, [self.rank, list.len() / self.rank]))
+        };
+        let [a, b] = [factor(&self.pool_a, &self.index_a[k]), factor(&self.pool_b, &self.index_b[k])];
         x.matmul(&a.t()).matmul(&b).scale(self.scale)
     }
 }
 
-/// `W[i, j] + d[j mod r, i]`, with `W [out, in]` usually frozen and `d [r, out]` trained.
-///
-/// ```
-/// # use tiebeam::{Gpu, Tensor};
-/// # let gpu = Gpu::open()?;
-/// use tiebeam::share::{Miss, Site};
-/// let w = Tensor::zeros(&gpu, [2, 4]); // [out, in]
-/// let d = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]); // [r, out]
-/// let site = Miss::new(&w, &d);
-/// assert_eq!(site.expand().to_vec2::<f32>()?, [[1.0, 3.0, 1.0, 3.0], [2.0, 4.0, 2.0, 4.0]]);
-/// # Ok::<(), tiebeam::Error>(())
-/// ```
+/// The vectors `[rank, l width]` that consist of the shards `index [rank, l]` of a pool `[shards, width]`.
+fn assembled(pool: &Tensor, index: &Tensor) -> Tensor {
+    let [rank, shards] = [index.shape()[0], index.shape()[1]];
+    pool.index_select(0, &index.reshape([rank * shards])).reshape([rank, shards * pool.shape()[1]])
+}
+
+/// `W + scale B A`, where the rows of `A` and of `B^T` are assembled from the shards of pools that many sites read.
 #[derive(Clone)]
-pub struct Miss {
-    weight: Tensor,
-    shard: Tensor,
+struct Shards {
+    base: Base,
+    /// Of A and of B.
+    pools: [Tensor; 2],
+    /// `[rank, l]` rows of each pool.
+    index: [Tensor; 2],
+    scale: f32,
 }
 
-impl Miss {
-    /// Makes the site of a weight and its shard.
-    ///
-    /// # Panics
-    /// When the shapes do not fit.
+impl Shards {
     #[track_caller]
-    pub fn new(weight: &Tensor, shard: &Tensor) -> Miss {
-        let (w, d) = (weight.shape(), shard.shape());
-        let fits = w.len() == 2 && d.len() == 2 && d[1] == w[0] && d[0] > 0 && d[0] <= w[1];
-        assert!(fits, "miss: weight {w}, shard {d}; the shard must be [r, out] with r up to in");
-        Miss { weight: weight.clone(), shard: shard.clone() }
+    fn new(base: Base, pools: [Tensor; 2], index: [Tensor; 2], scale: f32) -> Shards {
+        let [out, inner] = base.0.size();
+        let fits = |which: usize, length: usize| {
+            let (pool, index) = (pools[which].shape(), index[which].shape());
+            pool.len() == 2 && index.len() == 2 && index[1] * pool[1] == length
+        };
+        assert!(
+            fits(0, inner) && fits(1, out) && index[0].shape()[0] == index[1].shape()[0],
+            "shards: pools {} and {} with indices {} and {} for a weight [{out}, {inner}]",
+            pools[0].shape(),
+            pools[1].shape(),
+            index[0].shape(),
+            index[1].shape()
+        );
+        Shards { base, pools, index, scale }
     }
 
-    /// Sums `x [rows, in]` over its blocks of r columns: `[rows, r]`.
-    fn blocks(&self, x: &Tensor) -> Tensor {
-        let (r, k) = (self.shard.shape()[0], x.shape()[1]);
-        let blocks = k.div_ceil(r);
-        x.pad(1, 0, blocks * r - k).reshape([x.shape()[0], blocks, r]).sum(1)
+    /// `A [rank, in]` and `B^T [rank, out]`.
+    fn factors(&self) -> [Tensor; 2] {
+        [0, 1].map(|which| dense(&assembled(&self.pools[which].detach(), &self.index[which])))
+    }
+
+    /// Adds the gradient of `A` or of `B^T`, shard by shard in a fixed order.
+    fn add(&self, which: usize, grads: &mut LeafGrads, d: impl FnOnce() -> Tensor) {
+        let leaf = self.base.first() + which;
+        if grads.needs(leaf) {
+            let (pool, ids) =
+                (*self.pools[which].shape(), self.index[which].reshape([self.index[which].count()]));
+            let d = d().cast(DType::F32).reshape([ids.count(), pool[1]]);
+            grads.add_with(leaf, |into| sum_by_index(&d, 0, pool, &ids, into));
+        }
     }
 }
 
-impl Site for Miss {
+impl Site for Shards {
     fn name(&self) -> &'static str {
-        "miss"
+        "shards"
     }
 
     fn size(&self) -> [usize; 2] {
-        [self.weight.shape()[0], self.weight.shape()[1]]
+        self.base.0.size()
     }
 
     fn leaves(&self) -> Vec<Tensor> {
-        vec![self.weight.clone(), self.shard.clone()]
+        self.base.leaves([&self.pools[0], &self.pools[1]])
     }
 
     fn leaf_names(&self) -> &'static [&'static str] {
-        &["weight", "shard"]
+        self.base.names(&["pool_a", "pool_b"])
     }
 
-    fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
-        Arc::new(Miss::new(&leaves[0], &leaves[1]))
+    fn buffers(&self) -> Vec<(&'static str, Tensor)> {
+        let own = [("index_a", self.index[0].clone()), ("index_b", self.index[1].clone())];
+        self.base.0.buffers().into_iter().chain(own).collect()
+    }
+
+    fn with_tensors(&self, leaves: &[Tensor], buffers: &[Tensor]) -> Arc<dyn Site> {
+        let (base, [pools, index]) = self.base.split(leaves, buffers);
+        let two = |x: &[Tensor]| [x[0].clone(), x[1].clone()];
+        Arc::new(Shards::new(base, two(pools), two(index), self.scale))
     }
 
     fn load(&self) -> Load {
-        let [rows, columns] = self.size().map(|v| v as u32);
-        let tensors = vec![("theta", dense(&self.weight)), ("shard", dense(&self.shard))];
-        Load::new("site_miss", tensors, [rows, columns, self.shard.shape()[0] as u32, 0])
+        let [a, b] = self.factors();
+        self.base.load().with_low_rank([&a, &b.t().contiguous()], self.scale)
     }
 
-    /// `dd[j, i] = sum over columns c = j mod r of dW[i, c]`
+    fn is_compact(&self) -> bool {
+        self.base.0.is_compact()
+    }
+
+    /// `dA = scale B^T dW` and `dB^T = scale A dW^T`, which are summed by index.
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
-        if grads.needs(1) {
-            grads.add(1, self.blocks(dw).t().contiguous());
-        }
-        grads.add(0, dw.clone());
+        let [a, b] = self.factors();
+        self.add(0, grads, || b.matmul(dw).scale(self.scale));
+        self.add(1, grads, || a.matmul(&dw.t()).scale(self.scale));
+        self.base.reduce(dw, grads);
     }
 
-    /// Avoids storing `dW`: `dd = (sum of blocks of x)^T dy`.
+    /// Avoids storing `dW`: `dA = (scale dy B)^T x` and `dB^T = (scale x A^T)^T dy`, which are summed by index.
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
-        if grads.needs(1) {
-            let x = self.blocks(&x.cast(crate::DType::F32));
-            grads.add_outer(1, &x, dy);
-        }
-        grads.add_outer(0, dy, x);
+        let [a, b] = self.factors();
+        let product = |left: &Tensor, right: &Tensor| outer("shards", left, right, Destination::New);
+        self.add(0, grads, || product(&dy.matmul(&b.t()).scale(self.scale), x));
+        self.add(1, grads, || product(&x.matmul(&a.t()).scale(self.scale), dy));
+        self.base.backward(x, dy, grads);
     }
-}
-
-/// Returns `W' = W + W_blocks B + B`. `weight [out, in]` is taken in blocks of `r x r`. `blocks [out / r, r, r]`,
-/// initially zero, has one block for each row of blocks. The result is the weight to use, and is tracked if `blocks` is.
-///
-/// # Panics
-/// When r does not divide both sides of the weight.
-///
-/// ```
-/// # use tiebeam::{Gpu, Tensor};
-/// # let gpu = Gpu::open()?;
-/// use tiebeam::share::block_affine;
-/// let w = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]); // one block of 2 x 2
-/// let b = Tensor::from_slice(&gpu, &[1f32, 0.0, 0.0, 1.0], [1, 2, 2]); // the identity
-/// assert_eq!(block_affine(&w, &b).to_vec2::<f32>()?, [[3.0, 4.0], [6.0, 9.0]]); // W + W + 1
-/// # Ok::<(), tiebeam::Error>(())
-/// ```
-#[track_caller]
-pub fn block_affine(weight: &Tensor, blocks: &Tensor) -> Tensor {
-    let (w, b) = (weight.shape(), blocks.shape());
-    let fits = w.len() == 2
-        && b.len() == 3
-        && b[1] == b[2]
-        && b[1] > 0
-        && b[0] * b[1] == w[0]
-        && w[1].is_multiple_of(b[1]);
-    assert!(fits, "block_affine: weight {w}, blocks {b}; they must be [n r, k r] and [n, r, r]");
-    let [n, r, k] = [b[0], b[1], w[1] / b[1]];
-    let parts = weight.reshape([n, r, k, r]).permute([0, 2, 1, 3]);
-    let moved = parts.matmul(&blocks.unsqueeze(1)).add(&blocks.unsqueeze(1));
-    weight.add(&moved.permute([0, 2, 1, 3]).reshape([w[0], w[1]]))
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let linear64 = |x: &Array, w: &Array| {
-        let (n, k) = (w.shape[0], w.shape[1]);
-        Array::from_fn([x.shape[0], n], |i| {
-            (0..k).map(|q| x.data[i / n * k + q] * w.data[i % n * k + q]).sum()
-        })
-    };
-    let mut all = Vec::new();
-    for (rows, n, k, r) in [(3, 4, 8, 4), (5, 7, 10, 3), (67, 5, 8, 8)] {
-        let inputs = vec![Input::normal([rows, k]), Input::normal([n, k]), Input::normal([r, n])];
-        let forward = |x: &[Tensor]| {
-            let site = Miss::new(&x[1], &x[2]).shared();
-            x[0].linear(&site, Epilogue::default())
-        };
-        let reference = move |x: &[Array]| {
-            let w = Array::from_fn([n, k], |i| x[1].data[i] + x[2].data[i % k % r * n + i / k]);
-            linear64(&x[0], &w)
-        };
-        all.push(Case::new(format!("miss {rows} {n} {k} {r}"), inputs, forward, reference).ulps(16.0, 32.0));
-    }
-    let inputs = vec![Input::normal([4, 6]), Input::normal([2, 2, 2])];
-    all.push(
-        Case::new(
-            "block affine",
-            inputs,
-            |x| block_affine(&x[0], &x[1]),
-            |x| {
-                let (w, b) = (&x[0].data, &x[1].data);
-                Array::from_fn([4, 6], |i| {
-                    let (row, col) = (i / 6, i % 6);
-                    let (n, block, j) = (row / 2, col / 2, col % 2);
-                    let moved: f64 = (0..2).map(|q| w[row * 6 + 2 * block + q] * b[n * 4 + q * 2 + j]).sum();
-                    w[i] + moved + b[n * 4 + row % 2 * 2 + j]
-                })
-            },
-        )
-        .ulps(16.0, 32.0),
-    );
+    let mut all = miss::cases();
+    all.extend(bone::cases());
     let inputs = vec![
         Input::normal([5, 6]),
         Input::normal([4, 6]).fixed(),

@@ -1,5 +1,6 @@
 //! Weights tied in depth: the same matrix at many sites, alone or with a private low-rank part.
 
+use super::base::Base;
 use super::{LeafGrads, Load, Site};
 use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Fill, Input};
@@ -67,8 +68,7 @@ impl Site for Tied {
     }
 
     fn load(&self) -> Load {
-        let [rows, columns] = self.size();
-        Load::new("site_tied", vec![("theta", dense(&self.theta))], [rows as u32, columns as u32, 0, 0])
+        Load::stored(dense(&self.theta))
     }
 
     fn stored(&self) -> Option<Tensor> {
@@ -102,7 +102,7 @@ impl Site for Tied {
 /// ```
 #[derive(Clone)]
 pub struct LowRank {
-    theta: Tensor,
+    base: Base,
     a: Tensor,
     b: Tensor,
     scale: f32,
@@ -115,12 +115,34 @@ impl LowRank {
     /// When the shapes do not fit.
     #[track_caller]
     pub fn new(theta: &Tensor, a: &Tensor, b: &Tensor, scale: f32) -> LowRank {
-        let fits = theta.shape().len() == 2
-            && a.shape().len() == 2
-            && **b.shape() == [theta.shape()[0], a.shape()[0]]
-            && a.shape()[1] == theta.shape()[1];
-        assert!(fits, "low_rank: theta {}, a {}, b {} do not fit", theta.shape(), a.shape(), b.shape());
-        LowRank { theta: theta.clone(), a: a.clone(), b: b.clone(), scale }
+        LowRank::over(&Tied::new(theta).shared(), a, b, scale)
+    }
+
+    /// Adds the low-rank part to a weight of any kind, such as a packed one. Leaves of that weight get their gradients as
+    /// before.
+    ///
+    /// A stored and a packed weight are read in the same load as the part. Any other is written down for each product.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::share::{Factored, LowRank, Site};
+    /// let [a, b] = [[1, 3], [2, 1]].map(|s| Tensor::ones(&gpu, s).requires_grad());
+    /// let base = Factored::new(&a, &b).shared(); // all ones
+    /// let site = LowRank::over(&base, &Tensor::ones(&gpu, [1, 3]), &Tensor::ones(&gpu, [2, 1]), 0.5);
+    /// assert_eq!(site.leaf_names(), ["a", "b", "lora_a", "lora_b"]);
+    /// assert_eq!(site.expand().to_vec2::<f32>()?, [[1.5; 3]; 2]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn over(base: &Arc<dyn Site>, a: &Tensor, b: &Tensor, scale: f32) -> LowRank {
+        let [out, inner] = base.size();
+        let fits = a.shape().len() == 2 && a.shape()[1] == inner && **b.shape() == [out, a.shape()[0]];
+        assert!(fits, "low_rank: a {}, b {} for a weight [{out}, {inner}]", a.shape(), b.shape());
+        LowRank { base: Base(base.clone()), a: a.clone(), b: b.clone(), scale }
     }
 }
 
@@ -130,69 +152,56 @@ impl Site for LowRank {
     }
 
     fn size(&self) -> [usize; 2] {
-        [self.theta.shape()[0], self.theta.shape()[1]]
+        self.base.0.size()
     }
 
     fn leaves(&self) -> Vec<Tensor> {
-        vec![self.theta.clone(), self.a.clone(), self.b.clone()]
+        self.base.leaves([&self.a, &self.b])
     }
 
     fn leaf_names(&self) -> &'static [&'static str] {
-        &["weight", "lora_a", "lora_b"]
+        self.base.names(&["lora_a", "lora_b"])
     }
 
-    fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
-        Arc::new(LowRank::new(&leaves[0], &leaves[1], &leaves[2], self.scale))
+    fn buffers(&self) -> Vec<(&'static str, Tensor)> {
+        self.base.0.buffers()
+    }
+
+    fn with_tensors(&self, leaves: &[Tensor], buffers: &[Tensor]) -> Arc<dyn Site> {
+        let (base, [own, _]) = self.base.split(leaves, buffers);
+        Arc::new(LowRank::over(&base.0, &own[0], &own[1], self.scale))
     }
 
     fn load(&self) -> Load {
-        Tied::new(&self.theta).load().with_low_rank([&dense(&self.a), &dense(&self.b)], self.scale)
+        self.base.load().with_low_rank([&dense(&self.a), &dense(&self.b)], self.scale)
+    }
+
+    fn is_compact(&self) -> bool {
+        self.base.0.is_compact()
     }
 
     /// `dtheta += dW`, `dA += scale B^T dW`, `dB += scale dW A^T`.
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
-        reduce_low_rank(dw, [&self.a, &self.b], self.scale, 1, grads);
-        grads.add(0, dw.clone());
+        let (first, scaled) = (self.base.first(), dw.scale(self.scale));
+        grads.add_outer(first, &dense(&self.b), &scaled);
+        if grads.needs(first + 1) {
+            grads.add(first + 1, scaled.matmul(&self.a.detach().t()));
+        }
+        self.base.reduce(dw, grads);
     }
 
-    /// Avoids storing `dW`: `dtheta += dy^T x`, `dA += (scale dy B)^T x`, `dB += (scale dy)^T (x A^T)`.
+    /// Avoids storing `dW`: `dtheta += dy^T x`, `dA += (scale dy B)^T x`, `dB += dy^T (scale x A^T)`.
     ///
     /// For `rows` of x the low-rank parts cost `4 rows rank (in + out)` flops and need no `[out, in]` buffer.
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
-        grads.add_outer(0, dy, x);
-        backward_low_rank([x, dy], [&self.a, &self.b], self.scale, 1, grads);
-    }
-}
-
-/// Adds the gradients of `A` and `B` in `scale * B A`, which are the leaves `first` and `first + 1`: `dA += scale B^T dW`, `dB +=
-/// scale dW A^T`.
-pub(super) fn reduce_low_rank(
-    dw: &Tensor,
-    [a, b]: [&Tensor; 2],
-    scale: f32,
-    first: usize,
-    grads: &mut LeafGrads,
-) {
-    let scaled = dw.scale(scale);
-    grads.add_outer(first, &dense(b), &scaled);
-    if grads.needs(first + 1) {
-        grads.add(first + 1, scaled.matmul(&a.detach().t()));
-    }
-}
-
-/// The same from a product `y = x W^T`, without `dW`: `dA += (scale dy B)^T x`, `dB += dy^T (scale x A^T)`.
-pub(super) fn backward_low_rank(
-    [x, dy]: [&Tensor; 2],
-    [a, b]: [&Tensor; 2],
-    scale: f32,
-    first: usize,
-    grads: &mut LeafGrads,
-) {
-    if grads.needs(first) {
-        grads.add_outer(first, &dy.matmul(&b.detach()).scale(scale), x);
-    }
-    if grads.needs(first + 1) {
-        grads.add_outer(first + 1, dy, &x.matmul(&a.detach().t()).scale(scale));
+        self.base.backward(x, dy, grads);
+        let first = self.base.first();
+        if grads.needs(first) {
+            grads.add_outer(first, &dy.matmul(&self.b.detach()).scale(self.scale), x);
+        }
+        if grads.needs(first + 1) {
+            grads.add_outer(first + 1, dy, &x.matmul(&self.a.detach().t()).scale(self.scale));
+        }
     }
 }
 
@@ -251,7 +260,7 @@ impl Site for Factored {
 
     /// Loads the materialised product. Otherwise every tile would read the factors again, and ranks are large here.
     fn load(&self) -> Load {
-        Tied::new(&self.expand()).load()
+        Load::stored(self.expand())
     }
 
     /// A product in this type, in whatever scope it is asked for.

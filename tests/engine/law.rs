@@ -12,27 +12,28 @@ use std::sync::Arc;
 use tiebeam::nn::{Linear, lookup};
 use tiebeam::ops::case::Array;
 use tiebeam::share::{
-    DepthLora, Dictionary, Draw, Factored, Hashed, LeafGrads, Load, LowRank, Mapping, Miss, Packed,
-    PackedLowRank, PackedScales, Packing, Reduced, Scales, ShardPool, Site, Tied, UnifiedEmbedding,
-    block_affine, check_law, hashed,
+    Bone, DepthLora, Dictionary, Draw, Factored, Hashed, LeafGrads, Load, LowRank, Mapping, Miss, Packed,
+    PackedScales, Packing, Reduced, Scales, ShardConfig, ShardPool, Site, Tied, UnifiedEmbedding, check_law,
+    hashed,
 };
 use tiebeam::{DType, Gpu, Precision, Rng, Tensor, autocast};
 
 /// The types that implement [`Site`], with the names that they give themselves.
-const SITES: [(&str, &str); 9] = [
+const SITES: [(&str, &str); 10] = [
     ("Tied", "tied"),
     ("LowRank", "low_rank"),
     ("Factored", "factored"),
     ("Atoms", "atoms"),
     ("Hashed", "hashed"),
+    ("Shards", "shards"),
     ("Miss", "miss"),
+    ("Bone", "bone"),
     ("Packed", "packed"),
-    ("PackedLowRank", "packed_low_rank"),
     ("PackedScales", "packed_scales"),
 ];
 
-/// Elements are whole numbers of at most 3, and constant factors are 2. A weight is then at most 42 (a block of `block_affine`:
-/// 3 + 4 * 9 + 3), a result with up to 12 inputs at most 1512, and one of [`ONE_NUMBER`] at most 64 * 6 * 3. f16 has every whole
+/// Elements are whole numbers of at most 3, and constant factors are 2. A weight is then at most 42 (a block of `Bone`: 3 + 4 * 9 +
+/// 3), a result with up to 12 inputs at most 1512, and one of [`ONE_NUMBER`] at most 64 * 6 * 3. f16 has every whole
 /// number up to 2048 exactly. The gradient of a weight is at most 72 * 9 per element, and that of a leaf sums at most 65 * 64 such
 /// elements, each times at most 6: below 2^24, up to which f32 has every whole number.
 const EXACT: [f32; 6] = [-3.0, -2.0, -1.0, 1.0, 2.0, 3.0];
@@ -134,6 +135,8 @@ fn kinds(gpu: &Gpu, [out, inner]: [usize; 2]) -> Vec<Kind> {
         site("factored", &[a, b], |x| Factored::new(&x[0], &x[1]).shared());
         let shard: &[usize] = &[inner / 2 - 1, out];
         site("miss", &[theta, shard], |x| Miss::new(&x[0], &x[1]).shared());
+        let mini: &[usize] = &[3, if out.is_multiple_of(2) { out / 2 } else { 1 }];
+        site("miss, mini", &[theta, mini], |x| Miss::new(&x[0], &x[1]).shared());
     }
     // One matrix at two depths, whose gradients meet in one buffer, in either order.
     for low_first in [false, true] {
@@ -178,27 +181,51 @@ fn kinds(gpu: &Gpu, [out, inner]: [usize; 2]) -> Vec<Kind> {
         all.site(format!("hashed by {mapping:?}"), &[&[40]], move |x| Hashed::new(&x[0], draw));
     }
     // The packed weight itself has no leaf: only products with it have a gradient, that of the rows.
-    let [first, second, third] = [(); 3].map(|()| gpu.clone());
-    all.site("packed", &[], move |_| packed(&first, [out, inner], -2));
-    all.site("packed, low rank", &[a, b], move |x| -> PackedLowRank {
-        packed(&second, [out, inner], -2).low_rank(&x[0], &x[1], 2.0)
-    });
-    let scales: &[usize] = &[out, 1];
+    let given = gpu.clone();
+    let levels = move |least| packed(&given, [out, inner], least);
+    let base = levels.clone();
+    all.site("packed", &[], move |_| base(-2));
+    let base = levels.clone();
+    all.site("packed, low rank", &[a, b], move |x| base(-2).low_rank(&x[0], &x[1], 2.0));
+    let base = levels.clone();
+    all.site("packed, miss", &[&[3, out]], move |x| Miss::over(&base(-2).shared(), &x[0]));
+    let (base, scales): (_, &[usize]) = (levels.clone(), &[out, 1]);
     all.site("packed, scales", &[scales, scales], move |x| -> PackedScales {
-        packed(&third, [out, inner], 0).scales().expect("a readback").with(&x[0], &x[1])
+        base(0).scales().expect("a readback").with(&x[0], &x[1])
     });
     // Vectors of a pool are assembled from as many shards as fit both sides.
     let shards = if [out, inner] == SIZES[0] { 4 } else { 1 };
     let index = |seed| ShardPool::draw(2, 2, shards, [3, 1], &mut Rng::new(seed));
     let (index_a, index_b) = (index(1), index(2));
     let pools: [&[usize]; 2] = [&[5, inner / shards], &[5, out / shards]];
-    all.shared("shard pool", &[theta, pools[0], pools[1]], move |x| {
-        let [pool_a, pool_b] = [1, 2].map(|i| x[i].clone());
+    let assembled = move |pools: &[Tensor]| {
+        let [pool_a, pool_b] = [0, 1].map(|i| pools[i].clone());
         let (index_a, index_b) = (index_a.clone(), index_b.clone());
-        ShardPool { pool_a, pool_b, index_a, index_b, rank: 2, scale: 2.0 }.site(1, &x[0])
+        ShardPool { pool_a, pool_b, index_a, index_b, rank: 2, scale: 2.0 }
+    };
+    let pool = assembled.clone();
+    all.shared("shard pool", &[theta, pools[0], pools[1]], move |x| pool(&x[1..]).site(1, &x[0]));
+    all.shared("packed, shard pool", &pools, move |x| assembled(x).over(0, &levels(-2).shared()));
+    // One as models get it: its indices are drawn with the pools, whose elements are then replaced.
+    let config = ShardConfig::new(2, 1).shards(shards).alpha(4.0);
+    let made = ShardPool::new(gpu, 3, [out, inner], config, &mut Rng::new(3)).expect("sizes that fit");
+    let pools: [&[usize]; 2] = [&[3 * shards, inner / shards], &[3 * shards, out / shards]];
+    all.shared("shard pool of a model", &[theta, pools[0], pools[1]], move |x| {
+        let [pool_a, pool_b] = [1, 2].map(|i| x[i].clone());
+        ShardPool { pool_a, pool_b, ..made.clone() }.site(2, &x[0])
     });
     let r = if [out, inner] == SIZES[0] { 4 } else { 1 };
-    all.site("block affine", &[theta, &[out / r, r, r]], |x| Tied::new(&block_affine(&x[0], &x[1])));
+    all.site("bone", &[theta, &[out / r, r, r]], |x| Bone::new(&x[0], &x[1]));
+    // Parts that are added to weights which are neither stored nor packed.
+    all.site("hashed, low rank", &[&[40], a, b], move |x| {
+        LowRank::over(&Hashed::new(&x[0], draw).shared(), &x[1], &x[2], 2.0)
+    });
+    all.site("low rank, miss", &[theta, a, b, &[3, out]], |x| {
+        Miss::over(&LowRank::new(&x[0], &x[1], &x[2], 1.0).shared(), &x[3])
+    });
+    all.site("miss, bone", &[theta, &[3, 1], &[out, 1, 1]], |x| {
+        Bone::over(&Miss::new(&x[0], &x[1]).shared(), &x[2]).expect("no packed weight")
+    });
     // The vectors of a batch of values, some of which are equal, stand for the weight.
     let (width, batch) = (inner / 3, out);
     all.size = [out, 3 * width];

@@ -1,5 +1,6 @@
 //! The engine: device, tensors, tape, recorded steps, optimizers, sharing, files.
 
+mod adapters;
 mod assignment;
 mod averages;
 mod data;

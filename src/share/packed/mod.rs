@@ -4,9 +4,9 @@ pub mod format;
 mod parts;
 
 pub use format::{Packing, Scales};
-pub use parts::{PackedLowRank, PackedScales};
+pub use parts::PackedScales;
 
-use super::{LeafGrads, Load, Site};
+use super::{LeafGrads, Load, LowRank, Site};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -149,8 +149,8 @@ impl Packed {
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    pub fn low_rank(&self, a: &Tensor, b: &Tensor, scale: f32) -> PackedLowRank {
-        PackedLowRank::new(self, a, b, scale)
+    pub fn low_rank(&self, a: &Tensor, b: &Tensor, scale: f32) -> LowRank {
+        LowRank::over(&self.clone().shared(), a, b, scale)
     }
 
     /// The same weight with its scales and offsets as leaves, to train them. Reads the packed words back.

@@ -1,4 +1,4 @@
-//! Packed weights with something that is trained: a low-rank part, or the scales.
+//! Packed weights whose scales are trained.
 
 use super::format::drawn;
 use super::{Packed, Packing, Scales};
@@ -6,75 +6,10 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::product::matmul::Epilogue;
-use crate::share::tied::{backward_low_rank, dense, linear64, reduce_low_rank};
-use crate::share::{LeafGrads, Load, Site, Tied};
+use crate::share::tied::{dense, linear64};
+use crate::share::{LeafGrads, Load, Site};
 use crate::tensor::Tensor;
 use std::sync::Arc;
-
-/// `W = P + scale * B A`, where `P [out, in]` is packed and frozen, and `A [rank, in]` and `B [out, rank]` are trained.
-///
-/// Source: QLoRA, arXiv 2305.14314.
-#[derive(Clone)]
-pub struct PackedLowRank {
-    packed: Packed,
-    a: Tensor,
-    b: Tensor,
-    scale: f32,
-}
-
-impl PackedLowRank {
-    #[track_caller]
-    pub(super) fn new(packed: &Packed, a: &Tensor, b: &Tensor, scale: f32) -> PackedLowRank {
-        let [out, inner] = packed.size();
-        let fits = a.shape().len() == 2 && a.shape()[1] == inner && **b.shape() == [out, a.shape()[0]];
-        assert!(fits, "packed_low_rank: a {}, b {} for a weight [{out}, {inner}]", a.shape(), b.shape());
-        PackedLowRank { packed: packed.clone(), a: a.clone(), b: b.clone(), scale }
-    }
-}
-
-impl Site for PackedLowRank {
-    fn name(&self) -> &'static str {
-        "packed_low_rank"
-    }
-
-    fn size(&self) -> [usize; 2] {
-        self.packed.size()
-    }
-
-    fn leaves(&self) -> Vec<Tensor> {
-        vec![self.a.clone(), self.b.clone()]
-    }
-
-    fn leaf_names(&self) -> &'static [&'static str] {
-        &["lora_a", "lora_b"]
-    }
-
-    fn buffers(&self) -> Vec<(&'static str, Tensor)> {
-        self.packed.buffers()
-    }
-
-    fn with_tensors(&self, leaves: &[Tensor], buffers: &[Tensor]) -> Arc<dyn Site> {
-        Arc::new(self.packed.with_words(&buffers[0]).low_rank(&leaves[0], &leaves[1], self.scale))
-    }
-
-    fn load(&self) -> Load {
-        self.packed.load().with_low_rank([&dense(&self.a), &dense(&self.b)], self.scale)
-    }
-
-    fn is_compact(&self) -> bool {
-        true
-    }
-
-    /// `dA += scale B^T dW`, `dB += scale dW A^T`.
-    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
-        reduce_low_rank(dw, [&self.a, &self.b], self.scale, 0, grads);
-    }
-
-    /// Avoids storing `dW`: `dA += (scale dy B)^T x`, `dB += dy^T (scale x A^T)`.
-    fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
-        backward_low_rank([x, dy], [&self.a, &self.b], self.scale, 0, grads);
-    }
-}
 
 /// `W = scale q + offset` with packed levels `q [out, in]` that are frozen, and leaves `scale` and `offset [out, groups]`.
 ///
@@ -166,7 +101,7 @@ impl Site for PackedScales {
     }
 
     fn load(&self) -> Load {
-        Tied::new(&self.expand()).load()
+        Load::stored(self.expand())
     }
 
     fn expand_as(&self, dtype: DType) -> Tensor {

@@ -3,6 +3,7 @@
 //! `TIEBEAM_VECTORS=DIR` reads another folder with the same subfolders and file names. A family that is missing there is reported
 //! as ignored. A missing file of a family that exists fails.
 
+mod adapters;
 mod assignment;
 mod matching;
 mod merging;
@@ -23,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
         // The same kinds of files with other sizes and seeds, and with grouped key heads.
         ("tying_2", tying::FILES),
         ("tying_2", sharing::FILES),
+        ("adapters", adapters::FILES),
         ("matching", assignment::FILES),
         ("matching", matching::FILES),
         ("matching", merging::FILES),

@@ -21,27 +21,27 @@ pub const FILES: &[(&str, super::Check)] = &[
     ("shards_and_mixed_depth", shards_and_mixed_depth),
 ];
 
-fn tensor(file: &File, name: &str) -> Tensor {
+pub fn tensor(file: &File, name: &str) -> Tensor {
     let shape = &file.info(name).unwrap_or_else(|e| panic!("{e}")).shape;
     Tensor::from_slice(gpu(), &file.tensor_f32(name).unwrap(), &shape[..])
 }
 
-fn leaf(file: &File, name: &str) -> Tensor {
+pub fn leaf(file: &File, name: &str) -> Tensor {
     tensor(file, name).requires_grad()
 }
 
-fn integers(file: &File, name: &str) -> Vec<u32> {
+pub fn integers(file: &File, name: &str) -> Vec<u32> {
     file.tensor_u32(name)
         .or_else(|_| file.tensor_i32(name).map(|v| v.into_iter().map(|x| x as u32).collect()))
         .unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Compares with a value of the file, within the README's bound.
-fn same(file: &File, name: &str, got: &Tensor) {
+pub fn same(file: &File, name: &str, got: &Tensor) {
     close(name, &download(got), &values(file, name), 2e-5, 1e-6);
 }
 
-fn same_gradient(file: &File, name: &str, grads: &Grads, leaf: &Tensor) {
+pub fn same_gradient(file: &File, name: &str, grads: &Grads, leaf: &Tensor) {
     same(file, name, grads.get(leaf).unwrap_or_else(|| panic!("{name}: no gradient")));
 }
 

@@ -45,6 +45,12 @@ impl Load {
         Load { fragment, wgsl: None, tensors, params, turns, constants, private, packed, changed: false }
     }
 
+    /// The load of a stored matrix, contiguous and f32.
+    pub(crate) fn stored(theta: Tensor) -> Load {
+        let [rows, columns] = [theta.shape()[0], theta.shape()[1]].map(|n| n as u32);
+        Load::new("site_tied", vec![("theta", theta)], [rows, columns, 0, 0])
+    }
+
     /// A fragment of your own text, with the tensors that it reads, by its names for them, the weight's rows and columns, and
     /// two numbers for `site_numbers().zw`. Errors call it `name`. It is compiled with bounds checks.
     ///
@@ -89,13 +95,32 @@ impl Load {
         Load { changed: true, ..self }
     }
 
+    /// Whether the fragment provides for a private part, and has none yet.
+    pub(crate) fn takes_private(&self) -> bool {
+        let own = self.wgsl.is_none() && ["site_tied", "site_packed"].contains(&self.fragment);
+        own && self.private.is_none()
+    }
+
+    /// Adds what the file `lib/PRIVATE.wgsl` computes to the weight. It reads `tensors`, contiguous and f32, at the bindings 2
+    /// and 3, and `site_numbers().zw`. Its loops make so many turns.
+    pub(crate) fn with_private(
+        mut self,
+        private: &'static str,
+        tensors: impl IntoIterator<Item = (&'static str, Tensor)>,
+        numbers: [u32; 2],
+        turns: usize,
+    ) -> Load {
+        debug_assert!(self.takes_private(), "{}: no place for {private}", self.fragment);
+        self.tensors.extend(tensors);
+        let ([rows, columns, ..], [z, w]) = (self.params, numbers);
+        let (params, turns) = ([rows, columns, z, w], self.turns + turns);
+        Load { params, turns, private: Some(private), packed: None, ..self }
+    }
+
     /// Adds `scale b a` to the weight: `a [rank, columns]` and `b [rows, rank]`, contiguous and f32.
-    pub(crate) fn with_low_rank(mut self, [a, b]: [&Tensor; 2], scale: f32) -> Load {
-        let rank = a.shape()[0];
-        self.tensors.extend([("lora_a", a.clone()), ("lora_b", b.clone())]);
-        let [rows, columns, ..] = self.params;
-        let params = [rows, columns, rank as u32, scale.to_bits()];
-        Load { params, turns: self.turns + rank, private: Some("private_low_rank"), packed: None, ..self }
+    pub(crate) fn with_low_rank(self, [a, b]: [&Tensor; 2], scale: f32) -> Load {
+        let (rank, tensors) = (a.shape()[0], [("lora_a", a.clone()), ("lora_b", b.clone())]);
+        self.with_private("private_low_rank", tensors, [rank as u32, scale.to_bits()], rank)
     }
 
     pub(crate) fn set(&self, source: Source) -> Source {
