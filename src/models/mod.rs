@@ -1,5 +1,6 @@
 //! Models, built of what the floors below provide.
 
+pub mod adapter;
 pub mod conversion;
 pub mod convert;
 pub mod experts;

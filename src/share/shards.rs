@@ -39,7 +39,7 @@ use std::sync::Arc;
 /// let config = ShardConfig::new(16, 2).shards(4).private(1);
 /// assert_eq!(config.alpha, 16.0); // as in the authors' scripts; the factor is alpha / rank
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ShardConfig {
     /// `r`: the rank of each layer's part, which may exceed the budget because layers share shards.

@@ -4,7 +4,8 @@ use crate::support::folder::Folder;
 use crate::support::{download, gpu};
 use std::sync::Arc;
 use tiebeam::decode::{DepthBatch, Exit, Scheduling};
-use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use tiebeam::models::lm::{Lm, LmConfig};
+use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::{Linear, Module, ModuleFile, module};
 use tiebeam::optim::{Group, Sgd, SgdConfig};
 use tiebeam::share::{Bone, LowRank, Miss, Packed, Packing, Scales, ShardConfig, ShardPool, Site, Tied};
@@ -156,8 +157,8 @@ fn bone_and_miss_list_their_leaves_and_begin_with_the_weight() {
 /// Shards over one matrix look like low-rank parts of it, by their leaves and by how they are read.
 #[test]
 fn shards_are_not_served_as_low_rank_parts() {
-    let config = RecursiveConfig::default().vocab(11).width(16).heads(2).hidden(24).context(8).depth(3);
-    let mut model = Recursive::new(gpu(), config.sharing(Sharing::tied()), &mut Rng::new(5));
+    let config = LmConfig::small().vocab(11).width(16).heads(2).kv_heads(2).hidden(24).context(8).depth(3);
+    let mut model = Lm::new(gpu(), config.sharing(Sharing::tied()), &mut Rng::new(5));
     // As many shards as the rank, so that the pool has the shape of A.
     let pool = ShardPool::new(gpu(), 3, [16, 16], ShardConfig::new(3, 1), &mut Rng::new(1)).unwrap();
     for (k, block) in model.blocks.iter_mut().enumerate() {

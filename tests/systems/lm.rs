@@ -265,7 +265,8 @@ fn a_hashed_model_keeps_what_its_store_can_hold() {
     };
     let want = all(&original);
     let kept = |factor: f64| {
-        let lost: f64 = all(&original.hashed(factor).unwrap()).iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum();
+        let lost: f64 =
+            all(&original.hashed(factor).unwrap()).iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum();
         1.0 - lost / want.iter().map(|w| w * w).sum::<f64>()
     };
     assert!((kept(1.0) - 1.0).abs() < 1e-5, "{}", kept(1.0));

@@ -93,7 +93,10 @@ impl AdapterConfig {
     pub fn new(kind: AdapterKind, targets: &[&str]) -> Result<AdapterConfig> {
         let known = |name: &&str| {
             linear(name).ok_or_else(|| {
-                Error::config(format!("adapter: `{name}` is no linear layer of a block; there are {}", LINEARS.join(", ")))
+                Error::config(format!(
+                    "adapter: `{name}` is no linear layer of a block; there are {}",
+                    LINEARS.join(", ")
+                ))
             })
         };
         let mut targets: Vec<&'static str> = targets.iter().map(known).collect::<Result<_>>()?;
@@ -288,6 +291,11 @@ mod tests {
             assert!(error.contains("which is not computed"), "{error}");
         }
         assert!(read(r#"{"peft_type": "IA3", "r": 1}"#).unwrap_err().to_string().contains("'IA3'"));
-        assert!(read(r#"{"peft_type": "LORA", "r": 0, "lora_alpha": 1}"#).unwrap_err().to_string().contains("`r` is 0"));
+        assert!(
+            read(r#"{"peft_type": "LORA", "r": 0, "lora_alpha": 1}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("`r` is 0")
+        );
     }
 }

@@ -70,7 +70,13 @@ impl Order {
 }
 
 /// Brings a part to the order of PEFT's files, or back.
-fn ordered(kind: AdapterKind, order: Order, own: &str, x: (Vec<f32>, &[usize]), to_file: bool) -> Result<Vec<f32>> {
+fn ordered(
+    kind: AdapterKind,
+    order: Order,
+    own: &str,
+    x: (Vec<f32>, &[usize]),
+    to_file: bool,
+) -> Result<Vec<f32>> {
     let (data, shape) = x;
     match (kind, own) {
         _ if order.head.is_none() => Ok(data),
@@ -94,7 +100,8 @@ impl Adapter {
         for (name, x) in self.parameters().state_dict() {
             let mut data = x.detach().cast(crate::DType::F32).to_vec::<f32>()?;
             if let Some((_, matrix, own)) = config::place(&name) {
-                data = ordered(self.config.kind, Order::of(model, matrix), own, (data, &x.shape()[..]), true)?;
+                data =
+                    ordered(self.config.kind, Order::of(model, matrix), own, (data, &x.shape()[..]), true)?;
             }
             let bytes = bytemuck::cast_slice::<f32, u8>(&data).to_vec();
             entries.push(Entry::bytes(name, crate::store::FileDType::F32, &x.shape()[..], bytes));
@@ -108,7 +115,11 @@ impl Adapter {
             }
         }
         std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-        let said = [("format", "pt".to_string()), (BASE[0], format!("{:032x}", base.fingerprint)), (BASE[1], base.name.clone())];
+        let said = [
+            ("format", "pt".to_string()),
+            (BASE[0], format!("{:032x}", base.fingerprint)),
+            (BASE[1], base.name.clone()),
+        ];
         let metadata = said.map(|(key, value)| (key.to_string(), value)).into();
         save(folder.join(WEIGHTS), entries, &metadata)?;
         let swapped = model.config.pairing == Pairing::Neighbours;
@@ -194,7 +205,9 @@ impl Reader<'_> {
         let names: BTreeSet<&str> = self.file.names().collect();
         for &name in &names {
             let unknown = || {
-                self.wrong(format!("`{name}` belongs to no linear layer of a block; adapters of other parts are not read"))
+                self.wrong(format!(
+                    "`{name}` belongs to no linear layer of a block; adapters of other parts are not read"
+                ))
             };
             let (depth, matrix, own) = config::place(name).ok_or_else(unknown)?;
             let part = match (self.kind, own) {
@@ -202,7 +215,9 @@ impl Reader<'_> {
                     let other = name.replace("lora_A", "lora_B");
                     Part::Lora([self.tensor(name, 2)?, self.tensor(&other, 2)?])
                 }
-                (AdapterKind::Lora { .. }, "lora_B.weight") if names.contains(&name.replace("lora_B", "lora_A")[..]) => {
+                (AdapterKind::Lora { .. }, "lora_B.weight")
+                    if names.contains(&name.replace("lora_B", "lora_A")[..]) =>
+                {
                     continue;
                 }
                 (AdapterKind::Miss { .. }, "miss_block" | "bone") => Part::Miss(self.tensor(name, 2)?),
@@ -250,7 +265,10 @@ impl Reader<'_> {
                 }
                 Ok(all.chunks(each).map(<[u32]>::to_vec).collect())
             };
-            let [pool_a, pool_b] = [self.tensor(&format!("mos.{name}.pool_a"), 2)?, self.tensor(&format!("mos.{name}.pool_b"), 2)?];
+            let [pool_a, pool_b] = [
+                self.tensor(&format!("mos.{name}.pool_a"), 2)?,
+                self.tensor(&format!("mos.{name}.pool_b"), 2)?,
+            ];
             let (index_a, index_b) = (index("index_a", &pool_a)?, index("index_b", &pool_b)?);
             let (rank, scale) = (shards.rank, shards.alpha / shards.rank as f32);
             pools.insert(name, ShardPool { pool_a, pool_b, index_a, index_b, rank, scale });

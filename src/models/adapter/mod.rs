@@ -122,12 +122,16 @@ impl Adapter {
 
     fn check_size(&self, part: &Part, (depth, name): (usize, &str), [out, inner]: [usize; 2]) -> Result<()> {
         let fits = match part {
-            Part::Lora([a, b]) => a.shape()[1] == inner && b.shape()[0] == out && a.shape()[0] == b.shape()[1],
+            Part::Lora([a, b]) => {
+                a.shape()[1] == inner && b.shape()[0] == out && a.shape()[0] == b.shape()[1]
+            }
             Part::Miss(d) => d.shape()[0] <= inner && d.shape()[1] > 0 && out.is_multiple_of(d.shape()[1]),
             Part::Bone(b) => b.shape()[0] * b.shape()[1] == out && inner.is_multiple_of(b.shape()[1]),
             Part::Shards(layer) => {
                 let pool = &self.pools[name];
-                let side = |index: &[Vec<u32>], pool: &Tensor| index[*layer].len() / self.config.rank() * pool.shape()[1];
+                let side = |index: &[Vec<u32>], pool: &Tensor| {
+                    index[*layer].len() / self.config.rank() * pool.shape()[1]
+                };
                 side(&pool.index_a, &pool.pool_a) == inner && side(&pool.index_b, &pool.pool_b) == out
             }
         };
@@ -143,7 +147,9 @@ impl Adapter {
 /// The size of a layer.
 fn size_of(model: &Lm, name: &str) -> Result<[usize; 2]> {
     let found = model.config.linears().into_iter().find(|(own, _)| *own == name);
-    found.map(|(_, size)| size).ok_or_else(|| Error::config(format!("adapter: the model's blocks have no `{name}`")))
+    found
+        .map(|(_, size)| size)
+        .ok_or_else(|| Error::config(format!("adapter: the model's blocks have no `{name}`")))
 }
 
 /// Draws the part of one layer.
@@ -153,10 +159,13 @@ fn drawn(
     (name, [out, inner], depth): (&str, [usize; 2], usize),
     rng: &mut Rng,
 ) -> Result<Part> {
-    let wrong = |what: String| Err(Error::config(format!("adapter: `{name}` is [{out}, {inner}], and {what}")));
+    let wrong =
+        |what: String| Err(Error::config(format!("adapter: `{name}` is [{out}, {inner}], and {what}")));
     let zeros = |shape: &[usize]| Init::Zeros.leaf(gpu, shape, &mut Rng::new(0));
     match config.kind {
-        AdapterKind::Lora { rank, .. } if rank > out.min(inner) => wrong(format!("the rank {rank} exceeds it")),
+        AdapterKind::Lora { rank, .. } if rank > out.min(inner) => {
+            wrong(format!("the rank {rank} exceeds it"))
+        }
         AdapterKind::Lora { rank, .. } => {
             let bound = 1.0 / (inner as f32).sqrt();
             Ok(Part::Lora([Init::Uniform(bound).leaf(gpu, [rank, inner], rng), zeros(&[out, rank])]))

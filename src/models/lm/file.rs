@@ -73,7 +73,7 @@ impl Saved {
     pub fn load(&self, gpu: &Gpu) -> Result<Lm> {
         // What is drawn here is written over. Names and shapes follow from the settings.
         let model = Lm::try_new(gpu, self.config.clone(), &mut Rng::new(0)).map_err(|error| match error {
-            Error::Config(message) => Error::config(format!("{}: {message}", self.path().display())),
+            Error::Config { message, .. } => Error::config(format!("{}: {message}", self.path().display())),
             other => other,
         })?;
         model.load(self.file.path())?;
