@@ -1,7 +1,9 @@
 //! A text as tokens, of which a part is held out.
 
+use super::data::{Data, evaluate};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::models::lm::{Lm, LmConfig};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 #[cfg(feature = "text")]
@@ -129,41 +131,6 @@ impl Corpus {
         self.bytes
     }
 
-    /// A number that tells different corpora apart, with high probability.
-    pub fn id(&self) -> u128 {
-        let mut hasher = XxHash3_128::new();
-        for part in [&self.train, &self.held_out] {
-            hasher.write(&(part.len() as u64).to_le_bytes());
-            hasher.write(bytemuck::cast_slice(part));
-        }
-        hasher.finish_128()
-    }
-
-    /// Refuses a context that leaves no window to train on or to measure.
-    pub(super) fn check(&self, context: usize) -> Result<()> {
-        let [train, held_out] = [self.train.len(), self.held_out.len()];
-        match train > context {
-            true => Ok(()),
-            false => Err(Error::config(format!(
-                "the text has {train} tokens to train on and {held_out} held out, and a window takes {}; give a longer text or a \
-                 smaller context",
-                context + 1
-            ))),
-        }
-    }
-
-    /// Draws `batch` windows of the part to train on: their tokens, and the same one token later, both `[batch, context]`.
-    pub fn batch(&self, gpu: &Gpu, [batch, context]: [usize; 2], rng: &mut Rng) -> [Tensor; 2] {
-        let (mut tokens, mut targets) = (Vec::new(), Vec::new());
-        for _ in 0..batch {
-            let start = rng.below(self.train.len() - context);
-            let window = &self.train[start..start + context + 1];
-            tokens.extend_from_slice(&window[..context]);
-            targets.extend_from_slice(&window[1..]);
-        }
-        [tokens, targets].map(|ids| Tensor::from_slice(gpu, &ids, [batch, context]))
-    }
-
     /// The loss of two baselines on the held-out tokens but the first, in nats per token: by counts of single tokens in the part to
     /// train on, and by counts of pairs, both with one added to each count. `None` for more than 4096 kinds of tokens.
     pub fn baselines(&self) -> Option<[f64; 2]> {
@@ -183,5 +150,60 @@ impl Corpus {
             sums[1] -= (pair[a * n + b] as f64 / after[a] as f64).ln();
         }
         Some(sums.map(|sum| sum / (self.held_out.len() - 1) as f64))
+    }
+}
+
+impl Data for Corpus {
+    fn check(&self, model: &LmConfig) -> Result<()> {
+        let [train, held_out] = [self.train.len(), self.held_out.len()];
+        if self.vocab > model.vocab {
+            let vocab = self.vocab;
+            return Err(Error::config(format!(
+                "a text of {vocab} kinds of tokens, and the model has {}",
+                model.vocab
+            )));
+        }
+        match train > model.context {
+            true => Ok(()),
+            false => Err(Error::config(format!(
+                "the text has {train} tokens to train on and {held_out} held out, and a window takes {}; give a longer text or a \
+                 smaller context",
+                model.context + 1
+            ))),
+        }
+    }
+
+    fn id(&self) -> u128 {
+        let mut hasher = XxHash3_128::new();
+        for part in [&self.train, &self.held_out] {
+            hasher.write(&(part.len() as u64).to_le_bytes());
+            hasher.write(bytemuck::cast_slice(part));
+        }
+        hasher.finish_128()
+    }
+
+    /// Windows at random places.
+    fn batch(&self, gpu: &Gpu, [batch, context]: [usize; 2], _: u64, rng: &mut Rng) -> [Tensor; 2] {
+        let (mut tokens, mut targets) = (Vec::new(), Vec::new());
+        for _ in 0..batch {
+            let start = rng.below(self.train.len() - context);
+            let window = &self.train[start..start + context + 1];
+            tokens.extend_from_slice(&window[..context]);
+            targets.extend_from_slice(&window[1..]);
+        }
+        [tokens, targets].map(|ids| Tensor::from_slice(gpu, &ids, [batch, context]))
+    }
+
+    fn is_even(&self) -> bool {
+        true
+    }
+
+    fn measure(
+        &self,
+        model: &Lm,
+        limit: usize,
+        on: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<f64> {
+        evaluate(model, &self.held_out, limit, on)
     }
 }

@@ -1,6 +1,6 @@
 //! Training the gates of FoldGPT, which tell what each block is worth.
 
-use super::corpus::Corpus;
+use super::data::Data;
 use crate::error::{Error, Result};
 use crate::models::foldgpt::Gated;
 use crate::models::lm::Lm;
@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 /// device fails.
 pub fn train_gates(
     model: &Lm,
-    corpus: &Corpus,
+    data: &dyn Data,
     (steps, removed): (u64, usize),
     stop: &Arc<AtomicBool>,
     on: &mut dyn FnMut(&Report) -> Result<()>,
@@ -28,7 +28,7 @@ pub fn train_gates(
     if removed >= depth {
         return Err(Error::config(format!("{removed} of {depth} blocks are to be removed; one must remain")));
     }
-    corpus.check(model.config.context)?;
+    data.check(&model.config)?;
     let mut resting = model.clone();
     resting.freeze(|_| true);
     let gated = Gated::new(resting);
@@ -37,8 +37,8 @@ pub fn train_gates(
     let group = Group::new(named.collect::<Vec<_>>());
     let optimizer = AdamW::new(gpu, vec![group], AdamWConfig::default().lr(RATE))?;
     let mut trainer = Trainer::new(optimizer).rng(Rng::new(1)).stop(stop.clone());
-    let loss = |_, rng: &mut Rng| {
-        let [tokens, targets] = corpus.batch(gpu, [1, model.config.context], rng);
+    let loss = |step, rng: &mut Rng| {
+        let [tokens, targets] = data.batch(gpu, [1, model.config.context], step, rng);
         let loss = gated.forward(&tokens).cross_entropy(&targets, None);
         Ok(loss.add(&gated.penalty(POLARISATION, 1.0, keep)))
     };

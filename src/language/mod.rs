@@ -5,10 +5,16 @@
 
 mod corpus;
 mod curve;
+mod data;
+#[cfg(feature = "text")]
+mod examples;
 mod gates;
 mod training;
 
 pub use corpus::Corpus;
 pub use curve::Point;
+pub use data::{Data, evaluate};
+#[cfg(feature = "text")]
+pub use examples::Examples;
 pub use gates::train_gates;
-pub use training::{Progress, Training, TrainingOptions, evaluate};
+pub use training::{Progress, Training, TrainingOptions};

@@ -1,18 +1,17 @@
 //! The training run of a language model.
 
-use super::corpus::Corpus;
 use super::curve::{self, Point};
+use super::data::Data;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::models::foldgpt::tail_distillation;
 use crate::models::lm::Lm;
-use crate::nn::Module;
+use crate::nn::{Module, Visit, VisitMut};
 use crate::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
 use crate::precision::{Precision, autocast};
 use crate::rng::Rng;
 use crate::setters::setters;
 use crate::store::File;
-use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use crate::train::{Report, Trainer};
 use std::collections::BTreeMap;
@@ -120,7 +119,7 @@ pub enum Progress<'a> {
 pub struct Training<'a> {
     model: &'a Lm,
     teacher: Option<(&'a Lm, usize)>,
-    corpus: &'a Corpus,
+    data: &'a dyn Data,
     options: TrainingOptions,
     trainer: Trainer,
     curve: Vec<Point>,
@@ -134,17 +133,10 @@ impl<'a> Training<'a> {
     /// # Errors
     /// [`Error::Config`] when the corpus has other tokens than the model or is too short, or an option is out of range; when the device
     /// fails.
-    pub fn new(model: &'a Lm, corpus: &'a Corpus, options: TrainingOptions) -> Result<Training<'a>> {
+    pub fn new(model: &'a Lm, data: &'a dyn Data, options: TrainingOptions) -> Result<Training<'a>> {
         options.check()?;
-        let (c, gpu) = (&model.config, model.gpu());
-        if corpus.vocab() > c.vocab {
-            let vocab = corpus.vocab();
-            return Err(Error::config(format!(
-                "a text of {vocab} kinds of tokens, and the model has {}",
-                c.vocab
-            )));
-        }
-        corpus.check(c.context)?;
+        let gpu = model.gpu();
+        data.check(&model.config)?;
         let TrainingOptions { lr, warmup, steps: total, .. } = options;
         let [matrices, vectors] =
             Group::split(model.parameters().trainable(), |_, parameter| parameter.shape().len() > 1);
@@ -157,7 +149,7 @@ impl<'a> Training<'a> {
             .rng(Rng::new(options.seed))
             .total(total);
         let curve = Vec::new();
-        Ok(Training { model, teacher: None, corpus, options, trainer, curve, before: 0.0 })
+        Ok(Training { model, teacher: None, data, options, trainer, curve, before: 0.0 })
     }
 
     /// Trains towards another model's scores, `KL(teacher || model)`, instead of the next tokens, and towards its residual streams after
@@ -218,7 +210,7 @@ impl<'a> Training<'a> {
         put("precision", &o.precision);
         put("seed", &o.seed);
         put("every", &o.every);
-        put("corpus", &format_args!("{:032x}", self.corpus.id()));
+        put("data", &format_args!("{:032x}", self.data.id()));
         put("distilled", &self.teacher.is_some());
         put("tail", &self.teacher.map_or(0, |(_, tail)| tail));
         all
@@ -240,7 +232,7 @@ impl<'a> Training<'a> {
             }
         }
         let curve = curve::parse(metadata.get("train.curve").map_or("", String::as_str))?;
-        self.trainer.load(checkpoint, self.model)?;
+        self.trainer.load(checkpoint, &Trained(self.model.parameters().trainable()))?;
         self.before = curve.last().map_or(0.0, |point| point.seconds);
         self.curve = curve;
         Ok(())
@@ -271,9 +263,8 @@ impl<'a> Training<'a> {
                 return Ok(false);
             }
             let limit = if step == total { usize::MAX } else { self.options.validation };
-            let validation = evaluate(self.model, self.corpus.held_out(), limit, &mut |done, of| {
-                on(Progress::Measured(done, of))
-            })?;
+            let validation =
+                self.data.measure(self.model, limit, &mut |done, of| on(Progress::Measured(done, of)))?;
             let seconds = self.before + started.elapsed().as_secs_f64();
             let point = Point { step, loss: sum / count.max(1) as f64, validation, seconds };
             self.curve.push(point);
@@ -285,7 +276,7 @@ impl<'a> Training<'a> {
 
     /// Trains up to a step. Returns whether it was reached.
     fn steps(&mut self, to: u64, on: &mut dyn FnMut(&Report) -> Result<()>) -> Result<bool> {
-        let (model, teacher, corpus) = (self.model, self.teacher, self.corpus);
+        let (model, teacher, data) = (self.model, self.teacher, self.data);
         let (gpu, precision): (&Gpu, _) = (model.gpu(), self.options.precision);
         let sizes = [self.options.batch, model.config.context];
         let loss = |[tokens, targets]: [&Tensor; 2], rng: &mut Rng| {
@@ -295,15 +286,16 @@ impl<'a> Training<'a> {
             });
             Ok(loss)
         };
-        // Experts make lists on the host as they go, so their steps cannot be recorded.
-        if model.config.experts.is_some() {
-            let step = |_, rng: &mut Rng| {
-                let [tokens, targets] = corpus.batch(gpu, sizes, rng);
+        // Experts and windows make lists on the host as they go, so their steps cannot be recorded.
+        let uploads = model.config.experts.is_some() || model.config.window.is_some();
+        if uploads || !data.is_even() {
+            let step = |step, rng: &mut Rng| {
+                let [tokens, targets] = data.batch(gpu, sizes, step, rng);
                 loss([&tokens, &targets], rng)
             };
             return self.trainer.train(to, step, on);
         }
-        let batch = |_, rng: &mut Rng| Ok(corpus.batch(gpu, sizes, rng).to_vec());
+        let batch = |step, rng: &mut Rng| Ok(data.batch(gpu, sizes, step, rng).to_vec());
         self.trainer.train_recorded(to, batch, |inputs, rng| loss([&inputs[0], &inputs[1]], rng), on)
     }
 
@@ -311,40 +303,19 @@ impl<'a> Training<'a> {
     fn save(&self, path: &Path) -> Result<()> {
         let mut metadata = self.settings();
         metadata.insert("train.curve".into(), curve::text(&self.curve));
-        self.trainer.save_with(path, self.model, &metadata)
+        // What rests is not written again at every point.
+        self.trainer.save_with(path, &Trained(self.model.parameters().trainable()), &metadata)
     }
 }
 
-/// Rows that are measured at a time.
-const ROWS: usize = 16;
+/// The leaves of a model under their names.
+struct Trained(Vec<(String, Tensor)>);
 
-/// Returns the mean loss in nats over the tokens but the first, at most `limit` of them, in windows of one context that are predicted each
-/// by itself. `on` is told how many have been measured of how many.
-///
-/// # Errors
-/// [`Error::Config`] when there are fewer than two tokens; what `on` returns; when the device fails.
-pub fn evaluate(
-    model: &Lm,
-    tokens: &[u32],
-    limit: usize,
-    on: &mut dyn FnMut(usize, usize) -> Result<()>,
-) -> Result<f64> {
-    let context = model.config.context;
-    let count = tokens.len().saturating_sub(1).min(limit);
-    if count == 0 {
-        return Err(Error::config("there are no held-out tokens to measure on"));
+impl Module for Trained {
+    fn visit(&self, visit: &mut Visit) {
+        self.0.iter().for_each(|(name, leaf)| visit.store(name, leaf));
     }
-    let (mut sum, mut at) = (0.0, 0);
-    while at < count {
-        // Batches of whole windows come first. The rest is one shorter row.
-        let left = count - at;
-        let [rows, length] = if left >= context { [(left / context).min(ROWS), context] } else { [1, left] };
-        let n = rows * length;
-        let part = |from: usize| Tensor::from_slice(model.gpu(), &tokens[from..from + n], [rows, length]);
-        let loss = no_grad(|| model.loss(&part(at), &part(at + 1)));
-        sum += f64::from(loss.item()?) * n as f64;
-        at += n;
-        on(at, count)?;
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        self.0.iter_mut().for_each(|(_, leaf)| visit.field(leaf));
     }
-    Ok(sum / count as f64)
 }

@@ -15,6 +15,7 @@ mod bytes;
 mod checkpoint;
 mod dtype;
 mod file;
+mod fingerprint;
 mod foreign;
 pub mod gguf;
 mod header;
@@ -36,6 +37,7 @@ pub(crate) use checkpoint::{OPTIMIZER, devices, read_checkpoint, stored, write_p
 pub use dtype::FileDType;
 pub use file::{File, Info};
 pub(crate) use file::{nearest, some};
+pub(crate) use fingerprint::fingerprint;
 pub use hub::located;
 pub(crate) use hub::{is_cached, missing, named};
 #[cfg(feature = "npy")]

@@ -1,5 +1,6 @@
 //! Systems built on the engine: models, point clouds and atoms, matching and merging, the benchmark and its command.
 
+mod adapters;
 mod bench;
 mod geometry;
 mod llama;

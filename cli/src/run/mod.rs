@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::decode::{Sampler, SamplerOptions};
+use tiebeam::error::ErrorKind;
+use tiebeam::models::adapter::Adapter;
 use tiebeam::models::llama::Form;
 use tiebeam::models::lm::{Lm, SessionOptions};
 use tiebeam::text::{Message, Words};
@@ -38,6 +40,12 @@ The first run compiles kernels for this device, which takes seconds to a minute;
 pub struct Args {
     /// A GGUF file, a folder of Hugging Face's libraries, or one of `tiebeam train` or `convert`
     model: PathBuf,
+    /// Folder of an adapter, of `tiebeam finetune` or PEFT, to put on the weights
+    #[arg(long, value_name = "FOLDER")]
+    adapter: Option<PathBuf>,
+    /// Take an adapter of another base, such as the same model in another packing
+    #[arg(long, requires = "adapter")]
+    other_base: bool,
     /// Text to answer or, with --raw, to continue
     #[arg(short, long, conflicts_with = "file")]
     prompt: Option<String>,
@@ -113,6 +121,17 @@ impl Args {
     }
 }
 
+/// The model with an adapter on its weights.
+fn adapted(args: &Args, folder: &Path, model: &Lm, source: &Source) -> Result<Lm> {
+    let base = if args.other_base { None } else { Some(source.base(&args.model)?) };
+    Adapter::open(folder, model, base.as_ref())
+        .map_err(|error| match error.kind() {
+            ErrorKind::Config => Error::config(format!("{error}; --other-base takes it all the same")),
+            _ => error,
+        })?
+        .apply(model)
+}
+
 /// The tokenizer of a model of ours stands in its folder.
 pub fn beside(model: &Path) -> PathBuf {
     let ours = model.extension().is_some_and(|end| end == "safetensors");
@@ -158,6 +177,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let most = source.config().context;
     let read = (most.min(args.context as usize), Form::Stored);
     let model = source.load(&gpu, read, context, &stop)?;
+    let model = match &args.adapter {
+        Some(folder) => adapted(args, folder, &model, &source)?,
+        None => model,
+    };
     let runner = Runner { args, context, gpu, words, model, most, begun, stop };
     match text {
         None => chat::talk(&runner, &mut sampler),

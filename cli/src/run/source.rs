@@ -5,9 +5,10 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
+use tiebeam::models::adapter::Base;
 use tiebeam::models::llama::{Form, Published};
 use tiebeam::models::lm::{Lm, LmConfig, Saved};
-use tiebeam::{Error, Gpu, Result, files};
+use tiebeam::{Gpu, Result, files};
 
 /// A model on disk whose header has been read.
 pub enum Source {
@@ -99,14 +100,14 @@ impl Source {
         }
     }
 
-    /// The published model, for what has no meaning for others.
-    pub fn published(&self, what: &str) -> Result<&Published> {
-        match self {
-            Source::Published(published) => Ok(published),
-            Source::Saved(saved) => Err(Error::config(format!(
-                "{}: {what} is for published models, and this is one of tiebeam's own",
-                saved.path().display()
-            ))),
-        }
+    /// What an adapter says of the model that it is for.
+    pub fn base(&self, path: &Path) -> Result<Base> {
+        let name =
+            path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
+        let fingerprint = match self {
+            Source::Published(published) => published.fingerprint()?,
+            Source::Saved(saved) => saved.fingerprint()?,
+        };
+        Ok(Base { name, fingerprint })
     }
 }

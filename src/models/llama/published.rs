@@ -8,7 +8,7 @@ use crate::gpu::Gpu;
 use crate::models::lm::{Lm, LmConfig};
 use crate::share::Packing;
 use crate::store::gguf::{Conversion, Gguf};
-use crate::store::{FileDType, QuantConfig, Shards, Weights, located, missing, needs_folder};
+use crate::store::{FileDType, QuantConfig, Shards, Weights, fingerprint, located, missing, needs_folder};
 use crate::tensor::Tensor;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -143,6 +143,32 @@ impl Published {
             Source::Gguf(file) => file.names().map(|name| file.bytes(name)).sum(),
             Source::Folder(shards, ..) => {
                 shards.names().iter().map(|name| Ok(shards.bytes(name)?.len())).sum()
+            }
+        }
+    }
+
+    /// A hash of names, shapes and elements of all tensors, which tells models apart, also the same one in other packings. It reads all
+    /// files.
+    ///
+    /// # Errors
+    /// [`Error::Format`] when a file is damaged.
+    pub fn fingerprint(&self) -> Result<u128> {
+        match &self.source {
+            Source::Gguf(file) => {
+                let mut names: Vec<&str> = file.names().collect();
+                names.sort_unstable();
+                let one =
+                    |name: &str| Ok((name.to_string(), file.shape(name)?.to_vec(), file.bytes_of(name)?));
+                fingerprint(names.into_iter().map(one))
+            }
+            Source::Folder(shards, ..) => {
+                let mut names = shards.names();
+                names.sort_unstable();
+                let one = |name: String| {
+                    let (shape, bytes) = (shards.shape(&name)?, shards.bytes(&name)?);
+                    Ok((name, shape, bytes))
+                };
+                fingerprint(names.into_iter().map(one))
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::gpu::Gpu;
 use crate::nn::{Module, ModuleFile};
 use crate::ops::sequence::rope::Rope;
 use crate::rng::Rng;
-use crate::store::{File, missing};
+use crate::store::{File, fingerprint, missing};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -64,6 +64,19 @@ impl Saved {
     /// Bytes of all tensors.
     pub fn bytes(&self) -> usize {
         self.file.names().filter_map(|name| self.file.bytes(name).ok()).map(<[u8]>::len).sum()
+    }
+
+    /// A hash of names, shapes and elements of all tensors, which tells models apart. It reads the whole file.
+    ///
+    /// # Errors
+    /// [`Error::Format`] when the file is damaged.
+    pub fn fingerprint(&self) -> Result<u128> {
+        let mut names: Vec<&str> = self.file.names().collect();
+        names.sort_unstable();
+        let bytes = |name: &str| Ok((self.file.info(name)?.shape.clone(), self.file.bytes(name)?));
+        fingerprint(
+            names.into_iter().map(|name| bytes(name).map(|(shape, bytes)| (name.to_string(), shape, bytes))),
+        )
     }
 
     /// Reads the model to a device.

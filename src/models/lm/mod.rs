@@ -21,6 +21,7 @@ pub use table::TokenTable;
 
 pub(crate) use config::is_attention;
 
+use crate::dtype::DType;
 use crate::models::experts::Experts;
 use crate::models::sharing::Made;
 use crate::nn::{
@@ -368,10 +369,11 @@ impl Lm {
         self.logits(&self.hidden(tokens))
     }
 
-    /// Mean cross-entropy in nats of `targets` given `tokens`, both `[batch, tokens]`.
+    /// Mean cross-entropy in nats of `targets` given `tokens`, both `[batch, tokens]`. Targets of i32 may be [`IGNORED`], which do not
+    /// count.
     #[track_caller]
     pub fn loss(&self, tokens: &Tensor, targets: &Tensor) -> Tensor {
-        self.forward(tokens).cross_entropy(targets, None)
+        entropy(&self.forward(tokens), targets)
     }
 
     /// The loss of a training step: [`Lm::loss`], and with experts their capacity, noise from `rng` and `balance` times the sum of
@@ -380,12 +382,20 @@ impl Lm {
     pub fn training_loss(&self, tokens: &Tensor, targets: &Tensor, rng: &mut Rng) -> Tensor {
         let mut behind = |_: usize, seen: BlockOutputs| seen.stream.clone();
         let (x, balance) = self.pass(tokens, Pass { behind: &mut behind, training: Some(rng) });
-        let loss = self.logits(&x).cross_entropy(targets, None);
+        let loss = entropy(&self.logits(&x), targets);
         match (balance, self.config.experts) {
             (Some(balance), Some(experts)) => loss.add(&balance.scale(experts.balance).sum_all()),
             _ => loss,
         }
     }
+}
+
+/// A target that does not count, as in PyTorch.
+pub const IGNORED: i32 = -100;
+
+fn entropy(scores: &Tensor, targets: &Tensor) -> Tensor {
+    let ignored = (targets.dtype() == DType::I32).then_some(i64::from(IGNORED));
+    scores.cross_entropy(targets, ignored)
 }
 
 /// Makes a new leaf with the same content.
