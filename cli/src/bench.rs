@@ -16,11 +16,11 @@ const EXAMPLES: &str = "\
 Examples:
   tiebeam bench
   tiebeam bench matmul softmax --json=mine.jsonl
-  tiebeam bench --suite full --adapter all --json=all.jsonl
+  tiebeam bench --suite full --gpu all --json=all.jsonl
   tiebeam bench --plan matmul
   tiebeam bench compare mine.jsonl theirs.jsonl --html page.html";
 
-/// Measure an adapter's ceilings and how near each kernel comes to them. `--adapter all` measures every adapter
+/// Measure an adapter's ceilings and how near each kernel comes to them. `--gpu all` measures every adapter
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true, after_long_help = EXAMPLES)]
 pub struct Args {

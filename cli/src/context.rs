@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 pub struct Global {
     /// Index or part of the name of the adapter, as `tiebeam adapters` lists them [default: the best]
     #[arg(long, global = true, value_name = "ADAPTER")]
-    pub adapter: Option<String>,
+    pub gpu: Option<String>,
     /// Most device memory to use, with a unit: 500MB, 2GB, 1.5GiB [default: what the device has]
     #[arg(long, global = true, value_name = "SIZE", value_parser = files::parse_size)]
     pub memory: Option<u64>,
@@ -75,7 +75,7 @@ impl Context {
             }
         };
         let data = Cell::new(matches!(lines, Lines::Stdout));
-        let options = Options::default().adapter(global.adapter.clone()).memory(global.memory);
+        let options = Options::default().adapter(global.gpu.clone()).memory(global.memory);
         Ok(Context {
             options,
             quiet: global.quiet,

@@ -54,7 +54,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List the adapters that --adapter can choose from
+    /// List the adapters that --gpu can choose from
     #[command(after_long_help = "Examples:\n  tiebeam adapters\n  tiebeam adapters --json")]
     Adapters,
     Barrier(barrier::Args),
@@ -196,11 +196,11 @@ mod tests {
     #[test]
     fn options_of_every_command_come_before_or_after_it() {
         for words in [
-            "tiebeam --adapter 0 --json --memory 1GB -q adapters",
-            "tiebeam adapters --adapter 0 --json=a.jsonl --memory 1GB -vv",
+            "tiebeam --gpu 0 --json --memory 1GB -q adapters",
+            "tiebeam adapters --gpu 0 --json=a.jsonl --memory 1GB -vv",
         ] {
             let args = Args::try_parse_from(words.split(' ')).map_err(|e| e.to_string()).expect(words);
-            assert_eq!(args.global.adapter.as_deref(), Some("0"));
+            assert_eq!(args.global.gpu.as_deref(), Some("0"));
             assert_eq!(args.global.memory, Some(1_000_000_000));
             assert!(args.global.json.is_some() && (args.global.quiet || args.global.verbose == 2));
         }

@@ -136,7 +136,7 @@ fn run_says_what_is_wrong() {
         (vec!["run", &path, "--file", "no-such-file"], "", "no-such-file"),
         (vec!["run", &empty, "--prompt", "a"], "", "config.json"),
         (vec!["run", "no-such-model", "--prompt", "a"], "", "no-such-model"),
-        (vec!["run", &path, "--prompt", "a", "--adapter", "no such adapter"], "", "no such adapter"),
+        (vec!["run", &path, "--prompt", "a", "--gpu", "no such adapter"], "", "no such adapter"),
         (vec!["run", &path, "--prompt", "a", "--memory", "10KB", "--context", "64"], "", "are allowed"),
     ] {
         let done = run(&args, stdin);

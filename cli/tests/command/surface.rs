@@ -26,7 +26,7 @@ fn exit_statuses() {
         (&["no-such-command"], 2),
         (&["adapters", "--memory", "much"], 2),
         (&["merge", "no-such-file.yaml", "--out", "x"], 1),
-        (&["tune", "--adapter", "no such adapter"], 1),
+        (&["tune", "--gpu", "no such adapter"], 1),
     ] {
         let done = run(args);
         assert_eq!(done.status.code(), Some(status), "{args:?}: {done:?}");
@@ -92,7 +92,7 @@ fn lines_replace_nothing_else() {
     }
     // Nothing is measured where there is no adapter, and an earlier file stays.
     if !cfg!(target_os = "macos") {
-        let args = ["bench", "--adapter", "all", &into(&other)];
+        let args = ["bench", "--gpu", "all", &into(&other)];
         let none = command().args(args).env("TIEBEAM_BACKEND", "metal").output().expect("it runs");
         assert_eq!(none.status.code(), Some(1), "{none:?}");
         assert_eq!(std::fs::read(&other).expect("kept"), lines);
