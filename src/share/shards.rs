@@ -338,6 +338,11 @@ impl Site for Shards {
         self.base.0.is_compact()
     }
 
+    fn apart(&self, x: &Tensor) -> Option<(Arc<dyn Site>, Tensor)> {
+        let [a, b] = self.factors();
+        Some((self.base.0.clone(), x.matmul(&a.t()).scale(self.scale).matmul(&b)))
+    }
+
     /// `dA = scale B^T dW` and `dB^T = scale A dW^T`, which are summed by index.
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
         let [a, b] = self.factors();

@@ -180,6 +180,11 @@ impl Site for LowRank {
         self.base.0.is_compact()
     }
 
+    fn apart(&self, x: &Tensor) -> Option<(Arc<dyn Site>, Tensor)> {
+        let y = x.matmul(&self.a.detach().t()).scale(self.scale).matmul(&self.b.detach().t());
+        Some((self.base.0.clone(), y))
+    }
+
     /// `dtheta += dW`, `dA += scale B^T dW`, `dB += scale dW A^T`.
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
         let (first, scaled) = (self.base.first(), dw.scale(self.scale));

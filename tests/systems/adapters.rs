@@ -234,9 +234,11 @@ fn an_adapter_learns_answers_and_goes_on_with_the_same_bits() {
     let options =
         TrainingOptions::default().steps(60).every(20).batch(8).lr(0.05).warmup(3).weight_decay(0.0);
     let run = |stops: bool| {
-        let config =
-            AdapterConfig::new(AdapterKind::Lora { rank: 4, alpha: 8.0, rslora: false }, &["q", "v", "o", "up", "down"])
-                .unwrap();
+        let config = AdapterConfig::new(
+            AdapterKind::Lora { rank: 4, alpha: 8.0, rslora: false },
+            &["q", "v", "o", "up", "down"],
+        )
+        .unwrap();
         let adapter = Adapter::new(&model, config, &mut Rng::new(1)).unwrap();
         let tuned = adapter.apply(&model).unwrap();
         let path = folder.join("checkpoint.safetensors");

@@ -68,6 +68,19 @@ impl Tensor {
         let rows: usize = self.shape()[..axes - 1].iter().product();
         assert!(self.dtype().is_float(), "linear: needs floats, got {}; cast first", self.dtype());
         let x = narrow::operand(self).reshape([rows, k]);
+        // A packed weight is read by a kernel of its own, which adds nothing to the weight.
+        if !tracked
+            && weight.is_compact()
+            && let Some((base, part)) = weight.apart(&x)
+        {
+            let part = part.reshape(to);
+            let part = epilogue.residual.map_or(part.clone(), |residual| part.add(residual));
+            let y = self.linear(
+                &base,
+                Epilogue { bias: epilogue.bias, residual: Some(&part), ..Epilogue::default() },
+            );
+            return epilogue.activation.apply(&y);
+        }
         let y = Tensor::empty(self.gpu(), "linear", [rows, n], precision().dtype());
         let used = Weight::of(weight);
         used.multiply(true, |right| {

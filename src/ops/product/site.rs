@@ -67,6 +67,13 @@ pub trait Site: Send + Sync {
         false
     }
 
+    /// The product with `x [rows, in]` in two parts, for a weight that is another one with something small added: that weight, and the
+    /// product with what is added, `[rows, out]`. Where a compact weight is decoded with, the two are computed apart, so that it is read
+    /// as fast as alone.
+    fn apart(&self, _x: &Tensor) -> Option<(Arc<dyn Site>, Tensor)> {
+        None
+    }
+
     /// The adjoint: adds `S^T dW` to the leaves' gradients.
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads);
 

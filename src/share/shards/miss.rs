@@ -114,6 +114,12 @@ impl Site for Miss {
         self.base.0.is_compact()
     }
 
+    fn apart(&self, x: &Tensor) -> Option<(Arc<dyn Site>, Tensor)> {
+        let ([r, m], out) = ([self.shard.shape()[0], self.shard.shape()[1]], self.size()[0]);
+        let (rows, y) = (x.shape()[0], Miss::blocks(x, r).matmul(&self.shard.detach()));
+        Some((self.base.0.clone(), y.unsqueeze(1).expand([rows, out / m, m]).reshape([rows, out])))
+    }
+
     /// `dd[j, i] = sum of dW over the rows that are i mod m and the columns that are j mod r`
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
         let first = self.base.first();
