@@ -17,6 +17,7 @@ mod run;
 mod shell;
 mod train;
 mod tune;
+mod zoo;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use context::{Context, Global};
@@ -82,6 +83,7 @@ enum Command {
     Run(run::Args),
     Train(train::Args),
     Tune(tune::Args),
+    Zoo(zoo::Args),
 }
 
 fn run(command: &Command, context: &Context) -> Result<()> {
@@ -102,6 +104,7 @@ fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Run(args) => run::run(args, context),
         Command::Train(args) => train::run(args, context),
         Command::Tune(args) => tune::run(args, context),
+        Command::Zoo(args) => zoo::run(args, context),
     }
 }
 

@@ -1,0 +1,278 @@
+//! `tiebeam zoo`: trains models of one budget that share weights in different ways, and compares them.
+
+mod table;
+mod variants;
+
+use crate::context::{Context, on_interrupt};
+use crate::train::{How, corpus, watched};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tiebeam::language::{Corpus, Data, Training};
+use tiebeam::models::adapter::{Adapter, AdapterConfig};
+use tiebeam::models::lm::{LINEARS, Lm, LmConfig};
+use tiebeam::models::sharing::Sharing;
+use tiebeam::nn::Module;
+use tiebeam::{Error, Gpu, Precision, Result, Rng, files};
+use variants::{Kind, Variant, few};
+
+const EXAMPLES: &str = "\
+Examples:
+  tiebeam zoo lm --text book.txt --out out/zoo
+  tiebeam zoo lm --text book.txt --adapt other.txt --out out/zoo --seeds 1,2,3
+  tiebeam zoo lm --text book.txt --out out/zoo --variants none,tied,masa-qkvo
+  tiebeam zoo lm --text book.txt --out out/try --scale tiny --seeds 1      # a minute, to see that it works
+  tiebeam zoo lm --text book.txt --out out/large --scale gpu --precision f16
+
+Every run is kept when it ends; the same command goes on with the missing ones, also in the middle of one.";
+
+/// Train a zoo of models on one budget, and compare what they store with what they lose
+#[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Args {
+    /// The zoo: lm, language models
+    #[arg(value_parser = ["lm"])]
+    zoo: String,
+    /// Text to train on, each byte a token; its last tenth is held out
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    text: Vec<PathBuf>,
+    /// Another text, to which adapters bring the plain model
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    adapt: Vec<PathBuf>,
+    /// Folder for results, table and picture
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Sizes: tiny (seconds a run), cpu (two minutes on two cores), gpu (12 layers of width 512)
+    #[arg(long, default_value = "cpu", value_parser = ["tiny", "cpu", "gpu"])]
+    scale: String,
+    /// Seeds of the runs
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3")]
+    seeds: Vec<u64>,
+    /// Models to train [default: all]
+    #[arg(long, value_delimiter = ',')]
+    variants: Vec<String>,
+    /// Steps of a run [default: by --scale]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: Option<u64>,
+    /// Products and activations in f32, or in f16 or bf16 with f32 sums
+    #[arg(long, default_value_t = Precision::F32)]
+    precision: Precision,
+}
+
+/// The sizes of the plain model, windows of a step, steps, and held-out tokens that are measured.
+fn scale(name: &str) -> (LmConfig, u32, u64, usize) {
+    let of = |width, depth, context| {
+        let config = LmConfig::small().width(width).hidden(4 * width).heads(width / 32).kv_heads(width / 32);
+        config.depth(depth).context(context).sharing(Sharing::none())
+    };
+    match name {
+        "tiny" => (of(64, 6, 32), 4, 20, 1 << 10),
+        "gpu" => (of(512, 12, 256), 32, 4000, 1 << 20),
+        _ => (of(128, 6, 64), 16, 600, 1 << 16),
+    }
+}
+
+/// What all runs have in common.
+struct Zoo<'a> {
+    args: &'a Args,
+    context: &'a Context,
+    gpu: &'a Gpu,
+    plain: LmConfig,
+    batch: u32,
+    steps: u64,
+    corpus: Corpus,
+    other: Option<Corpus>,
+    stop: Arc<AtomicBool>,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let (plain, batch, steps, measured) = scale(&args.scale);
+    let read = |paths: &[PathBuf]| -> Result<Corpus> {
+        let corpus = corpus(paths, None, None)?.0;
+        // All runs are measured on the same part, and no longer than it takes to tell them apart.
+        let held_out = corpus.held_out();
+        Corpus::of_parts(corpus.train().to_vec(), held_out[..held_out.len().min(measured)].to_vec(), 256)
+    };
+    let text = read(&args.text)?;
+    text.check(&plain)?;
+    let other = if args.adapt.is_empty() { None } else { Some(read(&args.adapt)?) };
+    let mut all = variants::all(&plain);
+    if other.is_some() {
+        all.extend(variants::adapted());
+    }
+    if let Some(name) = args.variants.iter().find(|name| !all.iter().any(|variant| variant.name == **name)) {
+        let known = all.iter().map(|variant| variant.name.as_str()).collect::<Vec<_>>().join(", ");
+        return Err(Error::config(format!("--variants: '{name}' is none of {known}; adapters need --adapt")));
+    }
+    all.retain(|variant| args.variants.is_empty() || args.variants.contains(&variant.name));
+    std::fs::create_dir_all(&args.out).map_err(|error| Error::io(&args.out, error))?;
+    let (gpu, stop) = (context.open()?, on_interrupt()?);
+    context.note(gpu.adapter());
+    let steps = args.steps.unwrap_or(steps);
+    let zoo = Zoo { args, context, gpu: &gpu, plain, batch, steps, corpus: text, other, stop };
+    zoo.all(&all)
+}
+
+impl Zoo<'_> {
+    /// What makes runs comparable, in their lines.
+    fn budget(&self) -> Value {
+        json!({
+            "scale": self.args.scale, "steps": self.steps, "batch": self.batch, "width": self.plain.width,
+            "depth": self.plain.depth, "context": self.plain.context, "precision": self.args.precision.to_string(),
+            "text": format!("{:032x}", self.corpus.id()),
+        })
+    }
+
+    /// Does what is missing, seed by seed, and shows the results.
+    fn all(&self, variants: &[Variant]) -> Result<()> {
+        let file = self.args.out.join("results.jsonl");
+        let mut records = table::read(&file)?;
+        let budget = self.budget();
+        let has = |records: &[Value], variant: &Variant, seed: u64| {
+            records
+                .iter()
+                .any(|r| r["variant"] == variant.name[..] && r["seed"] == seed && r["budget"] == budget)
+        };
+        let mut wanted = Vec::new();
+        for &seed in &self.args.seeds {
+            let missing = variants.iter().filter(|variant| !has(&records, variant, seed));
+            wanted.extend(missing.map(|variant| (variant, seed)));
+        }
+        let kept = self.args.seeds.len() * variants.len() - wanted.len();
+        self.context.note(format_args!("{} runs to do, {kept} kept in {}", wanted.len(), file.display()));
+        let count = wanted.len();
+        for (i, (variant, seed)) in wanted.into_iter().enumerate() {
+            self.context.note(format_args!("{} of {count}: {}, seed {seed}", i + 1, variant.name));
+            let record = self.one(variant, seed)?;
+            self.context.record(&record)?;
+            records.push(record);
+            // The file is replaced after every run, so an interruption loses only the current run's last steps.
+            let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
+            files::replace_with(&file, lines)?;
+            self.gpu.trim();
+        }
+        let own: Vec<Value> = records.into_iter().filter(|record| record["budget"] == budget).collect();
+        table::show(self.context, &self.args.out, variants, &own)
+    }
+
+    /// The options of a run.
+    fn how(&self, steps: u64, seed: u64) -> How {
+        How {
+            steps,
+            batch: self.batch,
+            lr: None,
+            warmup: None,
+            weight_decay: 0.1,
+            precision: self.args.precision,
+            seed,
+            every: steps.div_ceil(4),
+        }
+    }
+
+    /// Trains a model, or goes on with it. Returns its loss on held-out tokens, and seconds.
+    fn train(&self, model: &Lm, corpus: &Corpus, name: &str, how: &How) -> Result<[f64; 2]> {
+        let checkpoint = self.args.out.join("unfinished").join(format!("{name}.safetensors"));
+        let folder = checkpoint.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        let mut training =
+            Training::new(model, corpus, how.options(model.config.width))?.stop(self.stop.clone());
+        // What was left by other settings is begun anew.
+        if checkpoint.is_file() && training.resume(&checkpoint).is_err() {
+            training = Training::new(model, corpus, how.options(model.config.width))?.stop(self.stop.clone());
+        }
+        if !watched(self.context, &mut training, Some(&checkpoint), &mut |_| Ok(()))? {
+            return Err(Error::stopped("stopped; the same command goes on"));
+        }
+        let last = training.curve().last().map_or([f64::NAN; 2], |point| [point.validation, point.seconds]);
+        // The plain model is what adapters begin from; every other run is over.
+        if !name.starts_with("none-") {
+            std::fs::remove_file(&checkpoint).map_err(|error| Error::io(&checkpoint, error))?;
+        }
+        Ok(last)
+    }
+
+    fn one(&self, variant: &Variant, seed: u64) -> Result<Value> {
+        let name = format!("{}-{seed}", variant.name);
+        let new = |config: &LmConfig| Lm::try_new(self.gpu, config.clone(), &mut Rng::new(seed));
+        let (short, long) = (self.how(few(self.steps), seed), self.how(self.steps, seed));
+        let (model, [validation, seconds]) = match &variant.kind {
+            Kind::Model(config) => {
+                let model = new(config)?;
+                let found = self.train(&model, &self.corpus, &name, &long)?;
+                (model, found)
+            }
+            Kind::Short(config) => {
+                let model = new(config)?;
+                let found = self.train(&model, &self.corpus, &name, &short)?;
+                (model, found)
+            }
+            Kind::Expanded(config) => {
+                let staged = new(config)?;
+                self.train(&staged, &self.corpus, &format!("{name}-stages"), &long)?;
+                let model = staged.untied(&(0..config.depth).collect::<Vec<_>>())?;
+                let found = self.train(&model, &self.corpus, &name, &short)?;
+                (model, found)
+            }
+            Kind::Adapted(kind) => return self.adapt(variant, kind.as_ref(), seed),
+        };
+        let [stored, used] = model.counts();
+        Ok(self.record(
+            variant,
+            seed,
+            json!({
+                "stored": stored, "used": used, "validation": validation, "seconds": seconds,
+                "sharing": model.config.sharing.text(),
+            }),
+        ))
+    }
+
+    /// Adapts the plain model of this seed to the other text.
+    fn adapt(
+        &self,
+        variant: &Variant,
+        kind: Option<&tiebeam::models::adapter::AdapterKind>,
+        seed: u64,
+    ) -> Result<Value> {
+        let other = self.other.as_ref().ok_or_else(|| Error::config("adapters need --adapt"))?;
+        let plain = Lm::try_new(self.gpu, self.plain.clone(), &mut Rng::new(seed))?;
+        self.train(&plain, &self.corpus, &format!("none-{seed}"), &self.how(self.steps, seed))?;
+        let before = other.measure(&plain, usize::MAX, &mut |_, _| Ok(()))?;
+        let adapter = kind.map(|kind| {
+            let targets: Vec<&str> = LINEARS.iter().copied().filter(|name| *name != "gate").collect();
+            Adapter::new(&plain, AdapterConfig::new(*kind, &targets)?, &mut Rng::new(seed))
+        });
+        let adapter = adapter.transpose()?;
+        let model = match &adapter {
+            Some(adapter) => adapter.apply(&plain)?,
+            None => plain,
+        };
+        let mut how = self.how(few(self.steps), seed);
+        how.weight_decay = 0.0;
+        // Adapters take higher rates than whole models.
+        how.lr = adapter.as_ref().map(|_| 1.28 / model.config.width as f32);
+        let [validation, seconds] = self.train(&model, other, &format!("{}-{seed}", variant.name), &how)?;
+        let trained: usize = model.parameters().trainable().iter().map(|(_, leaf)| leaf.count()).sum();
+        Ok(self.record(
+            variant,
+            seed,
+            json!({
+                "stored": trained, "used": model.counts()[1], "validation": validation, "before": before,
+                "seconds": seconds, "adapted": true,
+            }),
+        ))
+    }
+
+    /// The line of a run.
+    fn record(&self, variant: &Variant, seed: u64, mut own: Value) -> Value {
+        let common = json!({
+            "line": "run", "variant": variant.name, "seed": seed, "budget": self.budget(),
+            "adapter": self.gpu.adapter().name, "driver": self.gpu.adapter().driver,
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        for (key, value) in common.as_object().into_iter().flatten() {
+            own[key] = value.clone();
+        }
+        own
+    }
+}
