@@ -161,7 +161,7 @@ pub fn adapted() -> Vec<Variant> {
 
 /// Sizes of five stages, or fewer of a shallow model, of which the middle ones are larger.
 fn stages(depth: usize) -> Vec<usize> {
-    let count = 5.min(depth.div_ceil(2));
+    let count = 5.min((2 * depth / 3).max(1));
     let mut sizes = vec![depth / count; count];
     let middle = count / 2;
     // What is left goes to the middle, then to its neighbours.
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn stages_are_as_in_the_paper() {
         assert_eq!(stages(16), [3, 3, 4, 3, 3]);
-        assert_eq!(stages(6), [2, 2, 2]);
+        assert_eq!(stages(6), [1, 2, 2, 1]);
         assert_eq!(
             (1..40).map(|depth| stages(depth).iter().sum::<usize>()).collect::<Vec<_>>(),
             (1..40).collect::<Vec<_>>()
