@@ -1,11 +1,12 @@
 //! `tiebeam inspect`: what is in a model's file, without a device.
 
 use crate::context::Context;
+use crate::run::beside;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tiebeam::models::llama::Published;
-use tiebeam::models::lm::RopeScaling;
+use tiebeam::models::lm::{RopeScaling, Saved};
 use tiebeam::store::gguf::Gguf;
 use tiebeam::store::{Weights, located};
 use tiebeam::text::Words;
@@ -43,6 +44,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     // Weights without their folder have no tokenizer, and the reason below says so.
     let alone = args.model.extension().is_some_and(|e| e == "safetensors" || e == "json");
     let path = &located(&args.model);
+    if Saved::is_at(path) {
+        return saved(args, path, context);
+    }
     let published = Published::open(path);
     if !path.exists() {
         return published.map(drop);
@@ -64,6 +68,34 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     let reason = published.and_then(|model| model.check()).and(words.map(drop)).err();
     let reason = reason.map(|error| error.to_string());
+    match &reason {
+        None => context.result("runs         yes: `tiebeam run`"),
+        Some(reason) => context.result(format_args!("runs         no: {reason}")),
+    }
+    context.record(&json!({"line": "runs", "runs": reason.is_none(), "reason": reason}))
+}
+
+/// Shows a model of `tiebeam train` or `convert`.
+fn saved(args: &Args, path: &Path, context: &Context) -> Result<()> {
+    let tensors = tensors(path, context)?;
+    if args.tensors {
+        list(&tensors, context)?;
+    }
+    let saved = Saved::open(path)?;
+    for (name, value) in saved.config().settings().into_iter().filter(|(_, value)| !value.is_empty()) {
+        context.result(format_args!("{name:12} {value}"));
+    }
+    let said = saved
+        .metadata()
+        .iter()
+        .filter(|(name, _)| name.starts_with("train.") || name.starts_with("convert."));
+    for (name, value) in said {
+        context.result(format_args!("{name:26} {value}"));
+    }
+    context.record(&json!({"line": "lm", "settings": saved.config().settings()}))?;
+    types(&tensors, context)?;
+    let words = Words::open(&beside(path));
+    let reason = words.err().map(|error| error.to_string());
     match &reason {
         None => context.result("runs         yes: `tiebeam run`"),
         Some(reason) => context.result(format_args!("runs         no: {reason}")),

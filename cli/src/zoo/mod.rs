@@ -43,7 +43,7 @@ pub struct Args {
     /// Folder for results, table and picture
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Sizes: tiny (seconds a run), cpu (two minutes on two cores), gpu (12 layers of width 512)
+    /// Sizes: tiny (seconds a run), cpu (a minute or two on two cores), gpu (12 layers of width 512)
     #[arg(long, default_value = "cpu", value_parser = ["tiny", "cpu", "gpu"])]
     scale: String,
     /// Seeds of the runs
@@ -69,7 +69,7 @@ fn scale(name: &str) -> (LmConfig, u32, u64, usize) {
     match name {
         "tiny" => (of(64, 6, 32), 4, 20, 1 << 10),
         "gpu" => (of(512, 12, 256), 32, 4000, 1 << 20),
-        _ => (of(128, 6, 64), 16, 600, 1 << 16),
+        _ => (of(96, 6, 64), 8, 500, 1 << 16),
     }
 }
 

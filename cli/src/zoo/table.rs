@@ -83,7 +83,9 @@ pub fn show(context: &Context, out: &Path, variants: &[Variant], records: &[Valu
     let parts =
         [(false, "zoo.svg", "trained from scratch"), (true, "adapters.svg", "adapted to another text")];
     for (adapted, name, title) in parts {
-        let shown: Vec<&Summary> = all.iter().filter(|s| s.adapted == adapted).collect();
+        // What was trained for fewer steps has another budget.
+        let same = |s: &&Summary| s.adapted == adapted && !s.variant.is_short();
+        let shown: Vec<&Summary> = all.iter().filter(same).collect();
         if shown.len() > 1 {
             let picture = out.join(name);
             let title = format!("{title}: loss and stored numbers, one budget");
@@ -138,6 +140,10 @@ fn draw(area: &Area, all: &[&Summary], title: &str) -> Drawing {
         let (colour, [least, most]) = (COLOURS[i % COLOURS.len()], s.range());
         chart.draw_series([PathElement::new([(x, least), (x, most)], colour.stroke_width(2))])?;
         chart.draw_series(s.losses.iter().map(|&loss| Circle::new((x, loss), 3, colour.filled())))?;
+        if y != s.mean() {
+            let line = [(x, s.mean()), (x + 0.012, y)];
+            chart.draw_series([PathElement::new(line, colour.mix(0.3))])?;
+        }
         let label = Text::new(s.variant.name.clone(), (8, -6), ("sans-serif", 13).into_font().color(&colour));
         chart.draw_series([EmptyElement::at((x, y)) + label])?;
     }

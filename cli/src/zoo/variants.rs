@@ -26,6 +26,13 @@ pub enum Kind {
     Adapted(Option<AdapterKind>),
 }
 
+impl Variant {
+    /// Whether its run has another number of steps than most.
+    pub fn is_short(&self) -> bool {
+        matches!(self.kind, Kind::Short(_) | Kind::Expanded(_))
+    }
+}
+
 /// Steps of what is trained a little: a sixth of a run.
 pub fn few(steps: u64) -> u64 {
     steps.div_ceil(6)

@@ -6,6 +6,7 @@ mod language;
 mod merge;
 #[path = "../../../tests/systems/merges.rs"]
 mod merges;
+mod models;
 mod predict;
 mod quantise;
 #[path = "../../../tests/support/mod.rs"]
