@@ -247,7 +247,7 @@ pub fn watched(
                 bar.set_position(report.step);
             }
             Progress::Measured(done, of) => {
-                bar.set_message(format!("measuring {done} of {of} held-out tokens"))
+                bar.set_message(format!("measuring {done} of {of} held-out tokens"));
             }
             Progress::Point(point) => {
                 bar.suspend(|| {

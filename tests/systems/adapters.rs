@@ -166,7 +166,7 @@ fn files_of_adapters_that_do_not_fit_are_refused() {
     let refused =
         |model: &Lm| Adapter::open(folder.join(""), model, None).err().expect("refused").to_string();
     assert!(refused(&model).contains("adapter_config.json"));
-    trained(&model, kinds()[0].clone()).save(folder.join(""), &model, &base()).unwrap();
+    trained(&model, kinds()[0]).save(folder.join(""), &model, &base()).unwrap();
     assert!(
         refused(&Lm::new(gpu(), config().depth(2), &mut Rng::new(1)))
             .contains("block 2, and the model has 2 blocks")

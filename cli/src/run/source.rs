@@ -13,14 +13,14 @@ use tiebeam::{Gpu, Result, files};
 /// A model on disk whose header has been read.
 pub enum Source {
     Published(Box<Published>),
-    Saved(Saved),
+    Saved(Box<Saved>),
 }
 
 impl Source {
     /// Opens a model, and says what was chosen where its files leave a choice.
     pub fn open(path: &Path, context: &Context) -> Result<Source> {
         if Saved::is_at(path) {
-            return Saved::open(path).map(Source::Saved);
+            return Saved::open(path).map(Box::new).map(Source::Saved);
         }
         let published = Published::open(path)?;
         published.notes().iter().for_each(|note| context.note(format_args!("{}: {note}", path.display())));

@@ -38,6 +38,7 @@ use std::sync::Arc;
 /// What comes after attention.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "a model has one a block, and they are moved once")]
 pub enum FeedForward {
     /// One MLP.
     Dense(Mlp),
