@@ -99,14 +99,16 @@ fn compared(model: &Lm, exit: impl Fn() -> Exit) -> Vec<Vec<Emitted>> {
 
 #[test]
 fn tokens_at_different_depths_come_out_as_one_after_the_other() {
-    for sharing in [Sharing::tied(), Sharing::tied_lora(2, 0.5)] {
-        // A threshold that some tokens pass early and some never.
-        let answers = compared(&varied(plain(sharing)), || Exit::Confidence(THRESHOLD));
+    let gpt = [Sharing::tied(), Sharing::tied_lora(2, 0.5)].map(plain);
+    for config in gpt.into_iter().chain([llama(Sharing::cycle(2, 3))]) {
+        let last = config.depth;
+        let answers = compared(&varied(config), || Exit::Confidence(THRESHOLD));
         let depths: Vec<usize> = answers.iter().flatten().map(|e| e.depth).collect();
-        assert!(depths.iter().any(|&d| d < 3) && depths.contains(&3), "{depths:?} shows both ends");
+        assert!(depths.iter().any(|&d| d < last) && depths.contains(&last), "{depths:?} shows both ends");
     }
 }
 
+/// The probability from which tokens leave: some pass it early and some never.
 const THRESHOLD: f32 = 0.35;
 
 #[test]
@@ -225,7 +227,7 @@ fn early_depths_predict_better_if_their_scores_are_trained() {
     let [x, y] = lesson();
     // The loss after each loop.
     let trained = |weight: Option<f32>| {
-        let model = Lm::new(gpu(), llama(Sharing::cycle(2, 2)), &mut Rng::new(7));
+        let model = Lm::new(gpu(), llama(Sharing::cycle(2, 2)), &mut Rng::new(8));
         let group = Group::new(Parameters::of(&model).trainable());
         let mut adam = AdamW::new(gpu(), vec![group], AdamWConfig::default()).unwrap();
         for _ in 0..40 {
@@ -241,10 +243,11 @@ fn early_depths_predict_better_if_their_scores_are_trained() {
     };
     let [last_only, aggressive, uniform] = [None, Some(0.1), Some(1.0)].map(trained);
     let all = format!("{last_only:?} {aggressive:?} {uniform:?}");
-    println!("{all}");
-    assert!(last_only[2] < 0.5 && aggressive[2] < 0.5, "both learn the last depth: {all}");
-    for exit in [0, 1] {
-        assert!(aggressive[exit] < 0.7 * last_only[exit], "after loop {exit}: {all}");
-    }
+    assert!(
+        aggressive[2] < 0.1 && aggressive[2] < 1.2 * last_only[2],
+        "the last depth learns as well: {all}"
+    );
+    assert!(aggressive[0] < 0.4 * last_only[0], "after the first loop: {all}");
+    assert!(aggressive[1] < 0.8 * last_only[1], "after the second: {all}");
     assert!(uniform[0] < aggressive[0], "a larger weight trains the first exit more: {all}");
 }

@@ -120,9 +120,9 @@ struct Met {
 
 /// A model with loops over its blocks that serves many requests at once.
 ///
-/// The depths use one block, or several in turn, with or without low-rank parts, norms and biases of their own; blocks at the
-/// ends may be repeated nowhere. Tokens leave at [`Lm::exits`]: with several blocks in turn only at the end of a whole loop, and
-/// with blocks of their own at the end only before the last loop ends or behind all of them.
+/// The depths use one block, or several in turn, each depth with or without a low-rank part, norms and biases of its own. Blocks
+/// at the ends of the model may be used once. A token leaves at the end of a loop over the blocks that are used in turn, and
+/// never within one; [`Lm::exits`] lists these depths. One that leaves early does not pass the blocks at the end.
 ///
 /// ```
 /// # use tiebeam::{Gpu, Tensor};
@@ -130,13 +130,16 @@ struct Met {
 /// use tiebeam::Rng;
 /// use tiebeam::decode::{DepthBatch, Exit, Request, Scheduling};
 /// use tiebeam::models::lm::{Lm, LmConfig};
-/// let sizes = LmConfig::small().vocab(8).width(8).hidden(8).heads(2).kv_heads(2).context(8).depth(2);
-/// let model = Lm::new(&gpu, sizes, &mut Rng::new(1));
-/// let mut batch = DepthBatch::new(&model, 2, Exit::Confidence(2.0), Scheduling::Continuous)?;
+/// use tiebeam::models::sharing::Sharing;
+/// // Two blocks in the form of Llama, which are used in turn three times.
+/// let sizes = LmConfig::default().vocab(8).width(8).hidden(8).heads(2).kv_heads(1).context(8).depth(6);
+/// let model = Lm::new(&gpu, sizes.sharing(Sharing::cycle(2, 1)), &mut Rng::new(1));
+/// // The first token of an answer may leave from depth 3 on, and others from depth 1 on.
+/// let exit = Exit::Oracle(Box::new(|_request, token| if token == 0 { 3 } else { 1 }));
+/// let mut batch = DepthBatch::new(&model, 2, exit, Scheduling::Continuous)?;
 /// batch.push(Request { id: 7, prompt: vec![1, 2], count: 3 })?;
-/// let answer = batch.run()?;
-/// assert_eq!(answer.len(), 3);
-/// assert!(answer.iter().all(|token| token.id == 7 && token.depth == 2));
+/// let depths: Vec<usize> = batch.run()?.iter().map(|token| token.depth).collect();
+/// assert_eq!(depths, [4, 2, 2]); // the ends of loops
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
 pub struct DepthBatch<'a> {
