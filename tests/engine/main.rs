@@ -4,6 +4,7 @@ mod adapters;
 mod assignment;
 mod averages;
 mod data;
+mod depthwise;
 mod device;
 mod files;
 mod folders;

@@ -1,7 +1,6 @@
 //! Systems of shared weights, each tested for its defining property.
 
 use crate::support::{download, gpu, quiet};
-use tiebeam::decode::{DepthBatch, Emitted, Exit, Request, Scheduling};
 use tiebeam::models::convert::{RecursivePlan, Selection, low_rank, untied_names};
 use tiebeam::models::foldgpt::{Gated, tail_distillation};
 use tiebeam::models::lm::{ExpertsConfig, FeedForward, Lm, LmConfig, NormKind};
@@ -11,7 +10,6 @@ use tiebeam::models::sret::Sliced;
 use tiebeam::nn::Parameters;
 use tiebeam::ops::sequence::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
-use tiebeam::share::{LowRank, Site};
 use tiebeam::{DType, Precision, Rng, Tensor, autocast};
 
 fn config(depth: usize, sharing: Sharing) -> LmConfig {
@@ -482,73 +480,6 @@ fn gates_fold_a_model() {
     assert_eq!(loss.backward().unwrap().len(), Parameters::of(&folded).named().len());
 }
 
-/// A model whose low-rank parts and norms differ from depth to depth.
-fn served(sharing: Sharing) -> Lm {
-    let mut m = model(3, sharing.clone());
-    for (depth, block) in m.blocks.iter_mut().enumerate() {
-        block.norm1.gain = normal(&[16], 50 + depth as u64).affine(0.3, 1.0);
-        if let [theta, a, b] = &block.attention.v.weight.leaves()[..] {
-            let b = normal(b.shape(), 60 + depth as u64);
-            block.attention.v.weight = LowRank::new(theta, a, &b, 0.5).shared();
-        }
-    }
-    m
-}
-
-/// An exit threshold that some tokens of the model pass early and some never.
-const THRESHOLD: f32 = 0.35;
-
-fn requests() -> Vec<Request> {
-    let prompt = |i: u32| (0..1 + i % 3).map(|t| (i * 5 + t * 3) % 11).collect();
-    (0..7).map(|i| Request { id: i as u64, prompt: prompt(i), count: 2 + i as usize % 4 }).collect()
-}
-
-fn serve(model: &Lm, slots: usize, threshold: f32, scheduling: Scheduling) -> (Vec<Vec<Emitted>>, u64) {
-    let mut batch = DepthBatch::new(model, slots, Exit::Confidence(threshold), scheduling).unwrap();
-    requests().into_iter().for_each(|r| batch.push(r).unwrap());
-    let all = batch.run().unwrap();
-    let by_request = |id| all.iter().copied().filter(|e| e.id == id).collect();
-    ((0..7).map(by_request).collect(), batch.ticks())
-}
-
-#[test]
-fn tokens_at_different_depths_come_out_as_one_after_the_other() {
-    for sharing in [Sharing::tied(), Sharing::tied_lora(2, 0.5)] {
-        let model = served(sharing.clone());
-        // A threshold that some tokens pass early and some never.
-        let (alone, sequential) = serve(&model, 1, THRESHOLD, Scheduling::Continuous);
-        let (mixed, continuous) = serve(&model, 4, THRESHOLD, Scheduling::Continuous);
-        let (waited, lock_step) = serve(&model, 4, THRESHOLD, Scheduling::LockStep);
-        assert_eq!(alone, mixed, "{sharing:?}");
-        assert_eq!(alone, waited, "{sharing:?}");
-        for (answer, request) in alone.iter().zip(requests()) {
-            assert_eq!(answer.len(), request.count);
-        }
-        let depths: Vec<usize> = alone.iter().flatten().map(|e| e.depth).collect();
-        assert!(depths.iter().any(|&d| d < 3) && depths.contains(&3), "{depths:?} shows both ends");
-        assert!(
-            continuous < lock_step && lock_step < sequential,
-            "{continuous} {lock_step} {sequential} ticks"
-        );
-    }
-}
-
-#[test]
-fn served_at_full_depth_is_the_model_itself() {
-    let model = served(Sharing::tied_lora(2, 0.5));
-    let (answers, _) = serve(&model, 3, 2.0, Scheduling::Continuous);
-    for (answer, request) in answers.iter().zip(requests()) {
-        let mut tokens = request.prompt.clone();
-        for emitted in answer {
-            let x = Tensor::from_slice(gpu(), &tokens, [1, tokens.len()]);
-            let last = model.forward(&x).slice(1, tokens.len() - 1..tokens.len());
-            let best = last.reshape([11]).argmax(0).to_vec::<u32>().unwrap()[0];
-            assert_eq!((emitted.token, emitted.depth), (best, 3), "request {}", request.id);
-            tokens.push(best);
-        }
-    }
-}
-
 #[test]
 fn what_an_earlier_sequence_left_in_a_cache_is_not_read() {
     // Head widths for one, two and four threads, with few keys and with enough keys for several parts.
@@ -565,21 +496,4 @@ fn what_an_earlier_sequence_left_in_a_cache_is_not_read() {
         let (clean, left) = (attend(0.0), attend(f32::INFINITY));
         assert!(clean.iter().all(|y| y.is_finite()) && clean == left, "{head_dim} {context}");
     }
-}
-
-#[test]
-fn what_cannot_be_served_is_refused() {
-    let free = model(3, Sharing::none());
-    let error = DepthBatch::new(&free, 2, Exit::Confidence(0.5), Scheduling::Continuous)
-        .err()
-        .expect("nothing is shared")
-        .to_string();
-    assert!(error.contains("must share one block"), "{error}");
-    let tied = model(3, Sharing::tied());
-    let mut batch = DepthBatch::new(&tied, 2, Exit::Confidence(0.5), Scheduling::Continuous).unwrap();
-    for (prompt, count) in [(vec![], 1), (vec![11], 1), (vec![1; 8], 2)] {
-        let error = batch.push(Request { id: 4, prompt, count }).expect_err("it does not fit").to_string();
-        assert!(error.contains("request 4") && error.contains("context of 8"), "{error}");
-    }
-    assert!(batch.run().unwrap().is_empty());
 }

@@ -6,6 +6,7 @@
 //! Llama, Mistral, Qwen2 and SmolLM have this form ([`models::llama`](crate::models::llama) reads them), and so has GPT-2 with RMS norms.
 
 mod config;
+mod exits;
 mod file;
 mod make;
 mod metadata;
