@@ -53,7 +53,7 @@ impl Lm {
         self.session_with(SessionOptions::default().context(context))
     }
 
-    /// [`Llama::session`] with all options. Weights that are computed from several stored numbers are materialised once, for
+    /// [`Lm::session`] with all options. Weights that are computed from several stored numbers are materialised once, for
     /// as long as the session lives; packed ones stay packed.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ pub struct Made {
     pub layers: Range<usize>,
     /// The dictionary, which has one layer for each block.
     pub dictionary: Dictionary,
-    /// Where the coefficients come from, if a network makes them. Those in `dictionary` are then frozen, and only what it began with.
+    /// Where the coefficients come from, if a network makes them. Those in `dictionary` are then its base, `C0`.
     pub net: Option<CoefficientNet>,
     /// `A [rank, in]` and `B [out, rank]` of each block, whose product is added. Empty if there are none.
     pub own: Vec<[Tensor; 2]>,
@@ -38,7 +38,7 @@ impl Made {
     }
 
     /// What stands in a block in the place of a weight that is made: the dictionary's own site, which computes the weight as it is
-    /// read. Low-rank parts are not in it, and coefficients are those of `dictionary`.
+    /// read. Low-rank parts and what a network adds are not in it.
     pub fn place(&self, layer: usize) -> Arc<dyn Site> {
         self.dictionary.site(layer)
     }

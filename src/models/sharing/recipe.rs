@@ -96,7 +96,7 @@ pub trait Recipe: Send + Sync {
     /// Makes the sites of every matrix at every depth, with leaves that are drawn from `rng`.
     ///
     /// # Errors
-    /// [`Error::Config`] when the settings do not fit the sizes.
+    /// [`Error::Config`](crate::Error::Config) when the settings do not fit the sizes.
     fn sites(&self, gpu: &Gpu, stack: &Stack, rng: &mut Rng) -> Result<Sites>;
 }
 

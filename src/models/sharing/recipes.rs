@@ -167,11 +167,8 @@ impl Recipe for Masa {
             if !is_projection(matrix.name, self.output) {
                 continue;
             }
-            let mut dictionary = Dictionary::random(gpu, depth, atoms, matrix.size, matrix.std, rng);
+            let dictionary = Dictionary::random(gpu, depth, atoms, matrix.size, matrix.std, rng);
             let net = self.net.then(|| coefficient_net(gpu, &dictionary.coefficients, rng));
-            if net.is_some() {
-                dictionary.coefficients = dictionary.coefficients.detach();
-            }
             made.put(i, Made { matrix: matrix.name, layers: 0..depth, dictionary, net, own: Vec::new() });
         }
         Ok(made)
