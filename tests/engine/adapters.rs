@@ -97,9 +97,11 @@ fn shards_are_listed_saved_and_trained_once_for_all_layers() {
         other.load(&path).unwrap();
         assert_eq!(download(&run(&other)), trained, "packed: {are_packed}");
 
+        // Where nothing is trained, a part on a packed weight is multiplied beside it, and rounds in another order.
         net.freeze(|_| true);
         assert!(net.parameters().trainable().is_empty());
-        assert_eq!(download(&run(&net)), trained);
+        let most = download(&run(&net)).iter().zip(&trained).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(if are_packed { most < 1e-5 } else { most == 0.0 }, "{most}");
     }
 }
 

@@ -66,6 +66,41 @@ fn a_gguf_file_says_the_same_as_its_folder() {
     is_as_expected(&words, &expected("llama3"));
 }
 
+/// A tokenizer is the same in the folder into which it is written, also one of a GGUF file.
+#[test]
+fn a_tokenizer_that_was_written_is_the_same() {
+    for (model, file) in [
+        ("llama3", ""),
+        ("qwen2", ""),
+        ("mistral", ""),
+        ("llama3", "model.gguf"),
+        ("mistral", "vocabulary.gguf"),
+    ] {
+        let to = Folder::new("words-saved");
+        let path = folder(model).join(file);
+        let words = Words::open(&path).unwrap();
+        words.save(&to).unwrap();
+        let again = Words::open(&to).unwrap();
+        assert_eq!(
+            (again.bos(), again.ends(), again.size()),
+            (words.bos(), words.ends(), words.size()),
+            "{path:?}"
+        );
+        for row in expected(model)["texts"].as_array().expect("texts") {
+            let tokens = words.encode(text(&row["text"])).unwrap();
+            assert_eq!(again.encode(text(&row["text"])).unwrap(), tokens, "{path:?}: {row}");
+            assert_eq!(
+                again.encode_plain(text(&row["text"])).unwrap(),
+                words.encode_plain(text(&row["text"])).unwrap()
+            );
+            assert_eq!(again.decode(&tokens).unwrap(), words.decode(&tokens).unwrap(), "{path:?}: {row}");
+        }
+        let messages = [Message::user("Who?"), Message::assistant("I."), Message::user("Why?")];
+        let rendered = |words: &Words| words.chat().map(|chat| chat.render(&messages, true).unwrap());
+        assert_eq!(rendered(&again), rendered(&words), "{path:?}");
+    }
+}
+
 /// Tokens by sentencepiece's own rule.
 fn legacy_is_as_expected(words: &Words, expected: &Value) {
     let rows = expected["texts"].as_array().expect("texts");
