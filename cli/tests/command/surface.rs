@@ -231,5 +231,5 @@ fn completions_and_manual_pages() {
     let pages = folder.join("pages");
     assert!(run(&["man", pages.to_str().expect("a path of the test")]).status.success());
     let merge = std::fs::read_to_string(pages.join("tiebeam-merge.1")).expect("a page of each command");
-    assert!(merge.contains("tiebeam merge merge.yaml") && merge.contains("\\-\\-adapter"), "{merge}");
+    assert!(merge.contains("tiebeam merge merge.yaml") && merge.contains("\\-\\-gpu"), "{merge}");
 }

@@ -103,7 +103,7 @@ impl Lm {
     /// # let gpu = Gpu::open()?;
     /// # let path = std::env::temp_dir().join(format!("tiebeam-lm-{}.safetensors", std::process::id()));
     /// use tiebeam::models::lm::{Lm, LmConfig};
-    /// let config = LmConfig::small().width(16).heads(2).hidden(32).context(8); // one block at 6 depths
+    /// let config = LmConfig::small().width(16).heads(2).kv_heads(2).hidden(32).context(8); // one block, 6 depths
     /// let model = Lm::new(&gpu, config, &mut Rng::new(1));
     /// model.save(&path)?;
     /// let again = Lm::open(&gpu, &path)?;
