@@ -163,6 +163,13 @@ impl Work<'_> {
 
     fn convert(&self, model: &Lm, conversion: Conversion, most: usize) -> Result<()> {
         let args = self.args;
+        let depth = model.blocks.len();
+        if matches!(conversion, Conversion::Masa(atoms) if 10 * atoms < 8 * depth) {
+            self.context.note(format_args!(
+                "{conversion}: weights of different blocks of a trained model are nearly orthogonal, so that fewer than four fifths of \
+                 {depth} atoms keep little more than chance; train long after it (--steps), or take more atoms with --groups and --lora"
+            ));
+        }
         let before = self.measured(model, "before")?;
         let options = self.options(model, conversion)?;
         // Some conversions share leaves with their model, and a teacher must not change.

@@ -9,14 +9,13 @@
 mod plot;
 #[path = "../common/terminal.rs"]
 mod terminal;
-mod text;
 mod train;
 
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-use text::Text;
+use tiebeam::language::{Corpus, Data};
 use tiebeam::models::lm::LmConfig;
 use tiebeam::models::sharing::Sharing;
 use tiebeam::{Gpu, Result};
@@ -132,11 +131,11 @@ fn run(args: &Args, started: Instant) -> Result<()> {
     let gpu = Gpu::open()?;
     println!("adapter    {}", gpu.adapter());
     let sizes = sizes(args, &gpu);
-    let context = sizes.model.context;
     let text = match &args.text {
-        Some(path) => Text::read(path, context)?,
-        None => Text::new(CORPUS.to_vec(), "the built-in text", context)?,
+        Some(path) => Corpus::of_bytes(std::slice::from_ref(path), None)?,
+        None => Corpus::new(CORPUS.iter().map(|&byte| u32::from(byte)).collect(), 256)?,
     };
+    text.check(&sizes.model)?;
     train::run(args, &sizes, &gpu, &text, started)
 }
 

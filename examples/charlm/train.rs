@@ -1,24 +1,25 @@
 //! The training run, with checkpoints, evaluation and samples.
 
 use crate::plot::{self, Lines};
-use crate::text::{self, Text};
 use crate::{Args, Sizes, terminal};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tiebeam::decode::{Sampler, SamplerOptions};
+use tiebeam::language::{Corpus, Data, evaluate};
 use tiebeam::models::lm::Lm;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
 use tiebeam::store::File;
 use tiebeam::train::Trainer;
-use tiebeam::{Error, Gpu, Precision, Result, Rng, Tensor, autocast, no_grad};
+use tiebeam::{Error, Gpu, Precision, Result, Rng, autocast};
 
 /// A training run.
 struct Run<'a> {
     args: &'a Args,
     sizes: &'a Sizes,
     gpu: &'a Gpu,
-    text: &'a Text,
+    text: &'a Corpus,
     /// When the process began.
     started: Instant,
     model: Lm,
@@ -26,8 +27,8 @@ struct Run<'a> {
     losses: Vec<(usize, f32)>,
 }
 
-pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant) -> Result<()> {
-    let (unigram, bigram) = text::baselines(text);
+pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Corpus, started: Instant) -> Result<()> {
+    let [unigram, bigram] = text.baselines().expect("bytes are few kinds of tokens");
     let mut rng = Rng::new(args.seed);
     let model = Lm::new(gpu, sizes.model.clone(), &mut rng);
     let total = sizes.steps as u64;
@@ -50,14 +51,19 @@ pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant)
         return Ok(());
     }
     let validation = run.validate()?;
-    println!("validation {validation:.4} nats/byte on all {} held-out bytes", text.held_out.len() - 1);
+    println!("validation {validation:.4} nats/byte on all {} held-out bytes", text.held_out().len() - 1);
     println!("baselines  unigram {unigram:.4}, bigram {bigram:.4}: {:.4} below bigram", bigram - validation);
     let picture = args.out.join("loss.svg");
     let c = &sizes.model;
-    let title =
-        format!("{} bytes, width {}, depth {} ({})", text.train.len(), c.width, c.depth, gpu.adapter().name);
+    let title = format!(
+        "{} bytes, width {}, depth {} ({})",
+        text.train().len(),
+        c.width,
+        c.depth,
+        gpu.adapter().name
+    );
     let lines = Lines { unigram, bigram, validation };
-    plot::loss_curve(&picture, &run.losses, &lines, &title).map_err(Error::config)?;
+    plot::loss_curve(&picture, &run.losses, &lines, &title)?;
     println!("picture    {}", picture.display());
     println!("checkpoint {}", run.checkpoint().display());
     let sample = run.sample(b"\nfn ", 400)?;
@@ -93,8 +99,8 @@ impl Run<'_> {
                 .text
                 .as_deref()
                 .map_or("sources of this repository".into(), |path| path.display().to_string()),
-            self.text.train.len(),
-            self.text.held_out.len()
+            self.text.train().len(),
+            self.text.held_out().len()
         );
     }
 
@@ -115,9 +121,7 @@ impl Run<'_> {
             going = self.trainer.train(
                 next,
                 |_, rng| {
-                    let (tokens, targets) = text.batch(batch, context, rng);
-                    let [tokens, targets] =
-                        [tokens, targets].map(|ids| Tensor::from_slice(gpu, &ids, [batch, context]));
+                    let [tokens, targets] = text.batch(gpu, [batch, context], 0, rng);
                     Ok(autocast(precision, || model.loss(&tokens, &targets)))
                 },
                 |report| {
@@ -155,7 +159,7 @@ impl Run<'_> {
         all.insert("steps".into(), self.sizes.steps.to_string());
         all.insert("lr".into(), self.sizes.lr.to_string());
         all.insert("precision".into(), self.args.scope.precision.to_string());
-        all.insert("text_bytes".into(), self.text.train.len().to_string());
+        all.insert("text_bytes".into(), self.text.train().len().to_string());
         all
     }
 
@@ -189,51 +193,47 @@ impl Run<'_> {
 
     /// Returns the mean loss over every held-out byte but the first, in windows of one context.
     fn validate(&self) -> Result<f64> {
-        let context = self.sizes.model.context;
-        let bytes = &self.text.held_out;
+        let bytes = self.text.held_out();
         let bar = terminal::bar("{bar:32} {pos}/{len} validating, ETA {eta}", 0, bytes.len() as u64 - 1);
-        let mut sum = 0.0;
-        let mut at = 0;
-        while at + 1 < bytes.len() {
-            // Batches of whole windows come first. The rest is one shorter row.
-            let left = bytes.len() - 1 - at;
-            let (rows, length) =
-                if left >= context { ((left / context).min(self.sizes.batch), context) } else { (1, left) };
-            let n = rows * length;
-            let widened = |part: &[u8]| part.iter().map(|&b| b as u32).collect::<Vec<u32>>();
-            let tokens = Tensor::from_slice(self.gpu, &widened(&bytes[at..at + n]), [rows, length]);
-            let targets = Tensor::from_slice(self.gpu, &widened(&bytes[at + 1..at + n + 1]), [rows, length]);
-            sum += no_grad(|| self.model.loss(&tokens, &targets)).item()? as f64 * n as f64;
-            at += n;
-            bar.set_position(at as u64);
-        }
+        let found = evaluate(&self.model, bytes, usize::MAX, &mut |done, _| {
+            bar.set_position(done as u64);
+            Ok(())
+        });
         bar.finish_and_clear();
-        Ok(sum / (bytes.len() - 1) as f64)
+        found
     }
 
     /// Returns `prompt` and `count` more bytes, sampled at temperature 0.8.
     fn sample(&self, prompt: &[u8], count: usize) -> Result<String> {
         let context = self.sizes.model.context;
-        let mut rng = Rng::new(self.args.seed ^ 0x5eed);
+        let seed = self.args.seed ^ 0x5eed;
+        let mut sampler = Sampler::new(SamplerOptions::default().temperature(0.8).seed(seed))?;
         let mut bytes = prompt.to_vec();
+        let mut session = self.model.session(context)?;
+        let wide = |bytes: &[u8]| bytes.iter().map(|&b| u32::from(b)).collect::<Vec<_>>();
+        let mut scores = session.push(&wide(prompt))?;
         for _ in 0..count {
-            let window = &bytes[bytes.len().saturating_sub(context)..];
-            // The window is padded to a full context. Causal attention does not see the padding behind it.
-            let mut tokens = vec![0u32; context];
-            tokens.iter_mut().zip(window).for_each(|(t, &b)| *t = b as u32);
-            let tokens = Tensor::from_slice(self.gpu, &tokens, [1, context]);
-            let last = window.len() - 1;
-            let logits = no_grad(|| {
-                let hidden = self.model.hidden(&tokens);
-                self.model.logits(&hidden.slice(1, last..last + 1))
-            });
-            bytes.push(draw(&logits.to_vec::<f32>()?, 0.8, &mut rng));
+            bytes.push(sampler.pick(&scores)? as u8);
+            scores = match session.length() < context {
+                true => session.push(&wide(&bytes[bytes.len() - 1..]))?,
+                false => {
+                    // The context is full: the second half of what it holds is read again.
+                    session.clear();
+                    session.push(&wide(&bytes[bytes.len() - context / 2..]))?
+                }
+            };
         }
-        let sample = text::printable(&bytes);
+        let sample = printable(&bytes);
         let path = self.args.out.join("sample.txt");
         tiebeam::files::replace_with(&path, &sample)?;
         Ok(sample)
     }
+}
+
+/// Returns sampled bytes as text. Invalid UTF-8 becomes the replacement character, and control characters become dots.
+fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.chars().map(|c| if c.is_control() && c != '\n' { '.' } else { c }).collect()
 }
 
 /// The error of a run whose loss is not finite. It comes before a bad checkpoint is saved.
@@ -246,20 +246,4 @@ fn diverged(loss: f32, step: u64, checkpoint: &Path, precision: Precision) -> Er
         format!("no checkpoint was saved yet; start again with a smaller --lr{range}")
     };
     Error::config(format!("the loss is {loss} at step {step}; {last}"))
-}
-
-/// Draws a byte from the softmax of `logits / temperature`.
-fn draw(logits: &[f32], temperature: f64, rng: &mut Rng) -> u8 {
-    let highest = logits.iter().copied().fold(f32::MIN, f32::max) as f64;
-    let weights: Vec<f64> = logits.iter().map(|&x| ((x as f64 - highest) / temperature).exp()).collect();
-    let mut unit = [0.0f32];
-    rng.fill_uniform(&mut unit);
-    let mut left = unit[0] as f64 * weights.iter().sum::<f64>();
-    for (byte, weight) in weights.iter().enumerate() {
-        left -= weight;
-        if left < 0.0 {
-            return byte as u8;
-        }
-    }
-    (weights.len() - 1) as u8
 }

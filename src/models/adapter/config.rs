@@ -1,6 +1,7 @@
 //! What an adapter is, and the settings of PEFT that say it.
 
 use crate::error::{Error, Result};
+use crate::models::llama::PATHS;
 use crate::models::lm::LINEARS;
 use crate::share::ShardConfig;
 use serde_json::{Map, Value, json};
@@ -42,17 +43,6 @@ pub struct AdapterConfig {
     /// Names in [`LINEARS`].
     pub targets: Vec<&'static str>,
 }
-
-/// The layers' names in models of Hugging Face, in the order of [`LINEARS`].
-const PATHS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
 
 /// The layer of a name such as `q`, `q_proj` or `self_attn.q_proj`.
 fn linear(name: &str) -> Option<&'static str> {

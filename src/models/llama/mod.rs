@@ -16,3 +16,4 @@ mod write;
 pub use config::LlamaSettings;
 pub use published::Published;
 pub use read::Form;
+pub(crate) use read::PATHS;

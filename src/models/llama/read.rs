@@ -35,21 +35,24 @@ pub(super) struct Names {
     pub ignored: &'static [&'static str],
 }
 
+/// The linear layers' names in models of Hugging Face, in the order of [`LINEARS`].
+pub(crate) const PATHS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
 pub(super) const HUGGING_FACE: Names = Names {
     embedding: "model.embed_tokens",
     norm: "model.norm",
     head: "lm_head",
     layer: |l| format!("model.layers.{l}."),
     norms: ["input_layernorm", "post_attention_layernorm"],
-    linears: [
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.o_proj",
-        "mlp.gate_proj",
-        "mlp.up_proj",
-        "mlp.down_proj",
-    ],
+    linears: PATHS,
     // Old files have the plain frequencies, which the configuration gives too.
     ignored: &["rotary_emb.inv_freq"],
 };
