@@ -104,6 +104,9 @@ struct Work<'a> {
     gpu: &'a Gpu,
     text: Option<Windows>,
     stop: Arc<AtomicBool>,
+    words: &'a Words,
+    /// Of the model that is converted.
+    fingerprint: u128,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
@@ -122,20 +125,39 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             .map_err(|error| Error::io(path, std::io::Error::other(error.to_string())))
     };
     let text = args.text.as_ref().map(windows).transpose()?;
-    if args.out.join("model.safetensors").exists() && !args.resume {
-        return Err(Error::config(format!(
-            "{} has a model already; name another folder",
-            args.out.display()
-        )));
-    }
+    args.check()?;
+    train::fresh(&args.out, args.resume)?;
     let (gpu, stop) = (context.open()?, on_interrupt()?);
     let model = source.load(&gpu, (if args.untie { most } else { window }, Form::F32), context, &stop)?;
-    let work = Work { args, context, gpu: &gpu, text, stop };
-    std::fs::create_dir_all(&args.out).map_err(|error| Error::io(&args.out, error))?;
-    words.save(&args.out)?;
+    let fingerprint = source.base(&args.model)?.fingerprint;
+    let work = Work { args, context, gpu: &gpu, text, stop, words: &words, fingerprint };
     match args.conversion {
         None => work.untie(&model),
         Some(conversion) => work.convert(&model, conversion, most),
+    }
+}
+
+impl Args {
+    /// Refuses options that would be without effect.
+    fn check(&self) -> Result<()> {
+        let none = |what: &str| Err(Error::config(format!("{what} is without effect here; leave it out")));
+        let untie = self.untie;
+        match () {
+            () if untie && (self.steps, self.lora, self.remove) != (0, 0, 0) => {
+                none("--steps, --lora or --remove")
+            }
+            () if untie && (self.distill || self.resume || self.ends.is_some()) => {
+                none("--distill, --resume or --ends")
+            }
+            () if !untie && self.dtype != "f32" => none("--dtype, which is for --untie,"),
+            () if self.steps == 0 && (self.distill || self.resume) => {
+                none("--distill or --resume without --steps")
+            }
+            () if self.remove > 0 && !matches!(self.conversion, Some(Conversion::Fold(_))) => {
+                none("--remove, which is for fold:G,")
+            }
+            () => Ok(()),
+        }
     }
 }
 
@@ -148,6 +170,7 @@ impl Work<'_> {
         };
         let out = &self.args.out;
         model.save_folder(out, dtype)?;
+        self.words.save(out)?;
         let [stored, used] = model.counts();
         let path = out.join("model.safetensors");
         let bytes = std::fs::metadata(&path).map_err(|error| Error::io(&path, error))?.len();
@@ -171,11 +194,9 @@ impl Work<'_> {
             ));
         }
         let before = self.measured(model, "before")?;
-        let options = self.options(model, conversion)?;
-        // Some conversions share leaves with their model, and a teacher must not change.
-        let source = if args.distill { model.copied() } else { model.clone() };
+        let options = self.options(model)?;
         let mut last = String::new();
-        let converted = conversion.apply(&source, &options, &self.sample(model)?, |what| {
+        let converted = conversion.apply(model, &options, &self.sample(model)?, |what| {
             if last != what {
                 self.context.note(format_args!("converting {what}"));
                 last = what.into();
@@ -188,7 +209,10 @@ impl Work<'_> {
             100.0 * stored as f64 / whole as f64
         ));
         let after = self.measured(&converted, "after")?;
-        let trained = if args.steps > 0 { self.train(&converted, model)? } else { None };
+        let trained =
+            if args.steps > 0 { self.train(&converted, model, (conversion, &options))? } else { None };
+        train::made(&args.out)?;
+        self.words.save(&args.out)?;
         let kept = args.out.join("model.safetensors");
         converted.with_context(most)?.save_with(&kept, &self.said(conversion, [before, after, trained]))?;
         self.context.note(format_args!("wrote {}", kept.display()));
@@ -204,15 +228,12 @@ impl Work<'_> {
     }
 
     /// The options of the conversion, for which gates may have to be trained.
-    fn options(&self, model: &Lm, conversion: Conversion) -> Result<ConversionOptions> {
+    fn options(&self, model: &Lm) -> Result<ConversionOptions> {
         let args = self.args;
         let ends = args.ends.as_ref().map_or([0, 0], |ends| [ends[0], ends[1]]);
         let options = ConversionOptions::default().rank(args.lora).groups(args.groups).ends(ends);
         if args.remove == 0 {
             return Ok(options);
-        }
-        if !matches!(conversion, Conversion::Fold(_)) {
-            return Ok(options.removed(vec![0]));
         }
         let corpus = self.corpus(model)?;
         let bar = self.context.bar(Some(args.gate_steps), "training gates {bar:24} {pos}/{len}, ETA {eta}");
@@ -256,13 +277,24 @@ impl Work<'_> {
         bar.finish_and_clear();
         unless_stopped(&self.stop, "nothing was written")?;
         let found = found?;
+        if !found.is_finite() {
+            return Err(Error::config(format!(
+                "the perplexity {when} is {found}: the weights are damaged, or too large for what is computed"
+            )));
+        }
         self.context.result(format_args!("perplexity {when} {found:.2}"));
         Ok(Some(found))
     }
 
     /// Trains the converted model. Returns its perplexity.
-    fn train(&self, converted: &Lm, teacher: &Lm) -> Result<Option<f64>> {
+    fn train(
+        &self,
+        converted: &Lm,
+        teacher: &Lm,
+        (conversion, how): (Conversion, &ConversionOptions),
+    ) -> Result<Option<f64>> {
         let (args, corpus) = (self.args, self.corpus(converted)?);
+        let said = format!("{conversion} {how:?}");
         let how = How {
             steps: args.steps,
             batch: args.batch,
@@ -276,12 +308,16 @@ impl Work<'_> {
         let options = how.options(converted.config.width);
         let mut resting = teacher.clone();
         tiebeam::nn::Module::freeze(&mut resting, |_| true);
-        let mut training = Training::new(converted, &corpus, options)?.stop(self.stop.clone());
+        let mut training = Training::new(converted, &corpus, options)?
+            .stop(self.stop.clone())
+            .say("conversion", said)
+            .say("base", format_args!("{:032x}", self.fingerprint));
+        train::made(&args.out)?;
         if args.distill {
             training = training.teacher(&resting, args.tail)?;
         }
         let checkpoint = args.out.join(CHECKPOINT);
-        if args.resume && checkpoint.is_file() {
+        if args.resume {
             training.resume(&checkpoint)?;
             self.context.note(format_args!("goes on after step {}", training.step()));
         }

@@ -3,7 +3,7 @@
 use crate::context::{Context, on_interrupt};
 use crate::run::beside;
 use crate::run::source::Source;
-use crate::train::{self, CHECKPOINT, How};
+use crate::train::{self, How};
 use serde_json::json;
 use std::path::PathBuf;
 use tiebeam::language::{Data, Examples, Training};
@@ -94,6 +94,13 @@ pub struct Args {
 impl Args {
     fn config(&self, linears: &[&str]) -> Result<AdapterConfig> {
         let rank = self.rank as usize;
+        let mos = self.adapter == "mos";
+        if !mos && (self.budget, self.shards, self.private) != (1, 1, 0) {
+            return Err(Error::config("--budget, --shards and --private are for --adapter mos"));
+        }
+        if self.alpha.is_some() && matches!(&self.adapter[..], "miss" | "bone") {
+            return Err(Error::config("--alpha is for --adapter lora and mos; the others have no factor"));
+        }
         let kind = match &self.adapter[..] {
             "mos" => {
                 let config = ShardConfig::new(rank, self.budget as usize).shards(self.shards as usize);
@@ -127,18 +134,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         "{train} examples to train on, {held_out} held out; {} cut at {most} tokens",
         examples.cut()
     ));
-    let checkpoint = args.out.join(CHECKPOINT);
-    if args.resume != checkpoint.is_file() {
-        let what = if args.resume { "there is no" } else { "--resume goes on with" };
-        return Err(Error::config(format!("{what} {}; name another folder", checkpoint.display())));
-    }
-    if !args.resume && args.out.join("adapter_model.safetensors").exists() {
-        return Err(Error::config(format!(
-            "{} has an adapter already; name another folder",
-            args.out.display()
-        )));
-    }
-    std::fs::create_dir_all(&args.out).map_err(|error| Error::io(&args.out, error))?;
+    let checkpoint = train::fresh(&args.out, args.resume)?;
     let (gpu, stop) = (context.open()?, on_interrupt()?);
     let base = source.base(&args.model)?;
     let model = source.load(&gpu, (most, Form::Stored), context, &stop)?;
@@ -165,7 +161,13 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     let before = measured(context, &examples, &tuned)?;
     context.result(format_args!("before: held out {before:.4} nats an answer's token"));
-    let mut training = Training::new(&tuned, &examples, how.options(tuned.config.width))?.stop(stop);
+    let mut training = Training::new(&tuned, &examples, how.options(tuned.config.width))?
+        .stop(stop)
+        .say("adapter", format_args!("{:?}", adapter.config()))
+        .say("base", format_args!("{:032x}", base.fingerprint));
+    if !args.resume {
+        train::made(&args.out)?;
+    }
     if args.resume {
         training.resume(&checkpoint)?;
         context.note(format_args!("goes on after step {}", training.step()));

@@ -155,22 +155,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let (corpus, words) = corpus(&args.text, args.validation.as_deref(), args.tokenizer.as_deref())?;
     settings.entry("vocab".into()).or_insert_with(|| corpus.vocab().to_string());
     let config = LmConfig::from_settings(&settings, &args.model.display().to_string())?;
-    let checkpoint = args.out.join(CHECKPOINT);
-    if args.resume && !checkpoint.is_file() {
-        return Err(Error::config(format!("--resume: there is no {}", checkpoint.display())));
-    }
-    if !args.resume && checkpoint.exists() {
-        return Err(Error::config(format!(
-            "{} is there already; --resume goes on with it, or name another folder",
-            checkpoint.display()
-        )));
-    }
-    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    match &words {
-        Some(words) => words.save(&args.out)?,
-        None => files::replace_with(&args.out.join("tokenizer.json"), byte_tokenizer())?,
-    }
-    let words = Words::open(&args.out)?;
+    let checkpoint = fresh(&args.out, args.resume)?;
     let gpu = context.open()?;
     let model = Lm::try_new(&gpu, config, &mut Rng::new(args.how.seed))?;
     let options = args.how.options(model.config.width);
@@ -180,7 +165,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.resume {
         training.resume(&checkpoint)?;
         context.note(format_args!("goes on after step {}", training.step()));
+    } else {
+        // Nothing was written before everything had been checked.
+        made(&args.out)?;
+        match &words {
+            Some(words) => words.save(&args.out)?,
+            None => files::replace_with(&args.out.join("tokenizer.json"), byte_tokenizer())?,
+        }
     }
+    let words = Words::open(&args.out)?;
     let mut samples = Samples { words: &words, prompt: &args.sample, model: &model, seed: args.how.seed };
     let done = watched(context, &mut training, Some(&checkpoint), &mut |point| {
         let text = samples.next(point)?;
@@ -206,6 +199,44 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 
 /// The name of the checkpoint in the folder of a training.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
+
+/// Files of models, adapters and trainings, which a new one must not be mixed with.
+const FOREIGN: [&str; 7] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "adapter_config.json",
+    CHECKPOINT,
+];
+
+/// Checks that a folder has a checkpoint to go on from, or else nothing of another model. Returns the checkpoint's path.
+pub fn fresh(out: &Path, resume: bool) -> Result<PathBuf> {
+    let checkpoint = out.join(CHECKPOINT);
+    if resume {
+        return match checkpoint.is_file() {
+            true => Ok(checkpoint),
+            false => Err(Error::config(format!("--resume: there is no {}", checkpoint.display()))),
+        };
+    }
+    match FOREIGN.iter().find(|name| out.join(name).exists()) {
+        None => Ok(checkpoint),
+        Some(&CHECKPOINT) => Err(Error::config(format!(
+            "{} is there already; --resume goes on with it, or name another folder",
+            checkpoint.display()
+        ))),
+        Some(name) => Err(Error::config(format!(
+            "{} has a {name} of another model; name a new folder with --out",
+            out.display()
+        ))),
+    }
+}
+
+/// Makes a folder if it is not there.
+pub fn made(out: &Path) -> Result<()> {
+    std::fs::create_dir_all(out).map_err(|error| Error::io(out, error))
+}
 
 fn describe(context: &Context, gpu: &Gpu, model: &Lm, corpus: &Corpus) {
     let ([stored, used], c) = (model.counts(), &model.config);
@@ -300,8 +331,8 @@ impl Samples<'_> {
         let mut scores = session.push(&prompt)?;
         let mut tokens = prompt;
         while tokens.len() < context.min(200) {
-            let token = sampler.pick(&scores)?;
-            if self.words.ends().contains(&token) || token as usize >= self.words.size() {
+            let token = sampler.pick(&scores[..scores.len().min(self.words.table())])?;
+            if self.words.ends().contains(&token) {
                 break;
             }
             tokens.push(token);

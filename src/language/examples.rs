@@ -25,6 +25,8 @@ pub struct Examples {
     train: Vec<Example>,
     held_out: Vec<Example>,
     seed: u64,
+    /// The most tokens of a batch.
+    context: usize,
     /// How many were longer than the context and lost their ends.
     cut: usize,
     /// The order of the epoch that was asked for last.
@@ -74,7 +76,7 @@ impl Examples {
                 path.display()
             )));
         }
-        Ok(Examples { train, held_out, seed, cut, order: Mutex::default() })
+        Ok(Examples { train, held_out, seed, context, cut, order: Mutex::default() })
     }
 
     /// Numbers of examples to train on and held out.
@@ -101,9 +103,9 @@ impl Examples {
 }
 
 /// Tokens and targets of examples, padded to one length.
-fn padded(gpu: &Gpu, all: &[&Example]) -> [Tensor; 2] {
+fn padded(gpu: &Gpu, all: &[&Example], context: usize) -> [Tensor; 2] {
     let longest = all.iter().map(|example| example.tokens.len() - 1).max().unwrap_or(1);
-    let length = longest.next_multiple_of(STEP);
+    let length = longest.next_multiple_of(STEP).min(context);
     let (mut tokens, mut targets) = (Vec::new(), Vec::new());
     for Example { tokens: own, learned } in all {
         let pad = length - (own.len() - 1);
@@ -123,6 +125,13 @@ struct Form<'a> {
     chats: bool,
 }
 
+/// What is wrong with a line of JSON, and where in it.
+fn fault(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.split(" at line ").next().unwrap_or(&text);
+    format!("{what} at column {}", error.column())
+}
+
 /// A line's prompt and answer.
 enum Said {
     Text(String),
@@ -135,14 +144,18 @@ impl Form<'_> {
     fn read(&self, path: &Path) -> Result<(Vec<Example>, usize)> {
         let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         let (mut all, mut cut) = (Vec::new(), 0);
-        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        // Some editors write a mark at the start.
+        for (i, line) in text
+            .trim_start_matches('\u{feff}')
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty())
+        {
             let wrong = |what: String| Error::format(path, format!("line {}: {what}", i + 1));
-            let json: Value = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+            let json: Value = serde_json::from_str(line).map_err(|error| wrong(fault(&error)))?;
             let said = said(&json).map_err(wrong)?;
             let mut example = self.example(&said).map_err(|error| wrong(error.to_string()))?;
-            // A batch's length is a multiple of some number, and may not exceed the context.
-            let most = self.context / STEP * STEP + 1;
-            let most = if most > 1 { most } else { self.context + 1 };
+            let most = self.context + 1;
             if example.learned >= most {
                 return Err(wrong(format!(
                     "its prompt has {} tokens, which leaves no place for an answer in a context of {}",
@@ -180,11 +193,13 @@ impl Form<'_> {
         let (last, before) = messages.split_last().ok_or_else(|| Error::config("there are no messages"))?;
         let prompt = chat.render(before, true)?;
         let whole = chat.render(&messages, false)?;
-        let learned = words.encode_chat(&prompt)?.len();
-        // The answer is what the template adds behind the prompt, if it does only that.
+        let before = words.encode_chat(&prompt)?;
+        let learned = before.len();
+        // The answer is what the template adds behind the prompt, if it does only that. It is cut into tokens by itself, since the
+        // model answers behind the prompt's last token.
         let tokens = match whole.strip_prefix(&prompt) {
-            Some(_) => words.encode_chat(&whole)?,
-            None => [words.encode_chat(&prompt)?, words.encode_plain(&last.content)?, self.end()].concat(),
+            Some(answer) => [before, words.parsed(answer)?].concat(),
+            None => [before, words.encode_plain(&last.content)?, self.end()].concat(),
         };
         Ok(Example { tokens, learned })
     }
@@ -235,7 +250,7 @@ impl Data for Examples {
         let all = || self.train.iter().chain(&self.held_out);
         let longest = all().map(|example| example.tokens.len() - 1).max().unwrap_or(0);
         let highest = all().flat_map(|example| &example.tokens).max().copied().unwrap_or(0);
-        match longest.next_multiple_of(STEP) > model.context.max(STEP) || highest as usize >= model.vocab {
+        match longest.max(self.context) > model.context || highest as usize >= model.vocab {
             false => Ok(()),
             true => Err(Error::config(format!(
                 "examples of up to {longest} tokens below {}, and the model has a context of {} and {} tokens",
@@ -264,7 +279,7 @@ impl Data for Examples {
     fn batch(&self, gpu: &Gpu, [batch, _]: [usize; 2], step: u64, _: &mut Rng) -> [Tensor; 2] {
         let first = step * batch as u64;
         let chosen: Vec<&Example> = (0..batch as u64).map(|i| self.at(first + i)).collect();
-        padded(gpu, &chosen)
+        padded(gpu, &chosen, self.context)
     }
 
     fn is_even(&self) -> bool {
@@ -281,7 +296,7 @@ impl Data for Examples {
         let (mut sum, mut count, mut done) = (0.0, 0, 0);
         for chunk in self.held_out.chunks(ROWS) {
             let own: usize = chunk.iter().map(learned).sum();
-            let [tokens, targets] = padded(model.gpu(), &chunk.iter().collect::<Vec<_>>());
+            let [tokens, targets] = padded(model.gpu(), &chunk.iter().collect::<Vec<_>>(), self.context);
             let loss = no_grad(|| model.loss(&tokens, &targets)).item()?;
             (sum, count, done) = (sum + f64::from(loss) * own as f64, count + own, done + chunk.len());
             on(done, self.held_out.len())?;

@@ -45,7 +45,7 @@ pub fn train_gates(
     if !trainer.train(steps, loss, on)? {
         return Err(Error::stopped("stopped; nothing was written"));
     }
-    gated.gates.iter().map(crate::tensor::Tensor::item).collect()
+    gated.gates.iter().map(|gate| gate.clamp(0.0, 1.0).item()).collect()
 }
 
 /// Gates move from 1 to 0 within some 50 steps at this rate.

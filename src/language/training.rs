@@ -21,7 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// How a model is trained: AdamW with betas 0.9 and 0.95, gradients clipped to norm 1, a warm-up and a cosine to a tenth of the highest
-/// rate. Matrices have weight decay, vectors have none.
+/// rate. Whatever has two axes or more has weight decay, and so has the store of hashed weights; norms and biases have none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TrainingOptions {
@@ -123,8 +123,29 @@ pub struct Training<'a> {
     options: TrainingOptions,
     trainer: Trainer,
     curve: Vec<Point>,
-    /// Seconds of earlier sessions.
-    before: f64,
+    /// What else must be the same when a run goes on.
+    said: BTreeMap<String, String>,
+    open: Open,
+}
+
+/// What has been done since the last point, and how long the run has taken.
+#[derive(Clone, Copy, Default)]
+struct Open {
+    sum: f64,
+    count: u64,
+    seconds: f64,
+}
+
+impl Open {
+    fn text(self) -> String {
+        format!("{:?} {} {:?}", self.sum, self.count, self.seconds)
+    }
+
+    fn parse(text: &str) -> Option<Open> {
+        let mut words = text.split(' ');
+        let [sum, count, seconds] = [(); 3].map(|()| words.next());
+        Some(Open { sum: sum?.parse().ok()?, count: count?.parse().ok()?, seconds: seconds?.parse().ok()? })
+    }
 }
 
 impl<'a> Training<'a> {
@@ -138,8 +159,9 @@ impl<'a> Training<'a> {
         let gpu = model.gpu();
         data.check(&model.config)?;
         let TrainingOptions { lr, warmup, steps: total, .. } = options;
-        let [matrices, vectors] =
-            Group::split(model.parameters().trainable(), |_, parameter| parameter.shape().len() > 1);
+        // A store of which matrices are made has one axis, and is no vector.
+        let decays = |name: &str, leaf: &Tensor| leaf.shape().len() > 1 || name.ends_with("omega");
+        let [matrices, vectors] = Group::split(model.parameters().trainable(), decays);
         let config = AdamWConfig::default().lr(lr).betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
         let groups = vec![matrices.weight_decay(options.weight_decay), vectors];
         let groups: Vec<Group> = groups.into_iter().filter(|group| !group.params.is_empty()).collect();
@@ -148,8 +170,8 @@ impl<'a> Training<'a> {
             .scale(LossScale::of(gpu, options.precision)?)
             .rng(Rng::new(options.seed))
             .total(total);
-        let curve = Vec::new();
-        Ok(Training { model, teacher: None, data, options, trainer, curve, before: 0.0 })
+        let (curve, said, open) = (Vec::new(), BTreeMap::new(), Open::default());
+        Ok(Training { model, teacher: None, data, options, trainer, curve, said, open })
     }
 
     /// Trains towards another model's scores, `KL(teacher || model)`, instead of the next tokens, and towards its residual streams after
@@ -178,6 +200,13 @@ impl<'a> Training<'a> {
     #[must_use]
     pub fn stop(self, flag: Arc<AtomicBool>) -> Training<'a> {
         Training { trainer: self.trainer.stop(flag), ..self }
+    }
+
+    /// Adds what else must be the same when the run goes on from a checkpoint, such as what an adapter is on.
+    #[must_use]
+    pub fn say(mut self, name: &str, value: impl std::fmt::Display) -> Training<'a> {
+        self.said.insert(format!("train.{name}"), value.to_string());
+        self
     }
 
     /// The points so far.
@@ -213,6 +242,7 @@ impl<'a> Training<'a> {
         put("data", &format_args!("{:032x}", self.data.id()));
         put("distilled", &self.teacher.is_some());
         put("tail", &self.teacher.map_or(0, |(_, tail)| tail));
+        all.extend(self.said.clone());
         all
     }
 
@@ -233,7 +263,7 @@ impl<'a> Training<'a> {
         }
         let curve = curve::parse(metadata.get("train.curve").map_or("", String::as_str))?;
         self.trainer.load(checkpoint, &Trained(self.model.parameters().trainable()))?;
-        self.before = curve.last().map_or(0.0, |point| point.seconds);
+        self.open = metadata.get("train.open").and_then(|text| Open::parse(text)).unwrap_or_default();
         self.curve = curve;
         Ok(())
     }
@@ -249,24 +279,26 @@ impl<'a> Training<'a> {
         checkpoint: Option<&Path>,
         on: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<bool> {
-        let (started, total) = (Instant::now(), self.options.steps);
+        let (started, before, total) = (Instant::now(), self.open.seconds, self.options.steps);
+        let seconds = || before + started.elapsed().as_secs_f64();
         while self.trainer.step() < total {
             let next = (self.trainer.step() / self.options.every + 1) * self.options.every;
-            let (mut sum, mut count) = (0.0, 0u64);
+            let Open { mut sum, mut count, .. } = self.open;
             let done = self.steps(next.min(total), &mut |report| {
                 (sum, count) = (sum + f64::from(report.loss), count + 1);
                 on(Progress::Step(report))
             })?;
             let step = self.trainer.step();
             if !done {
+                self.open = Open { sum, count, seconds: seconds() };
                 checkpoint.map_or(Ok(()), |path| self.save(path))?;
                 return Ok(false);
             }
             let limit = if step == total { usize::MAX } else { self.options.validation };
             let validation =
                 self.data.measure(self.model, limit, &mut |done, of| on(Progress::Measured(done, of)))?;
-            let seconds = self.before + started.elapsed().as_secs_f64();
-            let point = Point { step, loss: sum / count.max(1) as f64, validation, seconds };
+            let point = Point { step, loss: sum / count.max(1) as f64, validation, seconds: seconds() };
+            self.open = Open { sum: 0.0, count: 0, seconds: point.seconds };
             self.curve.push(point);
             checkpoint.map_or(Ok(()), |path| self.save(path))?;
             on(Progress::Point(&point))?;
@@ -303,6 +335,7 @@ impl<'a> Training<'a> {
     fn save(&self, path: &Path) -> Result<()> {
         let mut metadata = self.settings();
         metadata.insert("train.curve".into(), curve::text(&self.curve));
+        metadata.insert("train.open".into(), self.open.text());
         // What rests is not written again at every point.
         self.trainer.save_with(path, &Trained(self.model.parameters().trainable()), &metadata)
     }

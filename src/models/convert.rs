@@ -237,7 +237,20 @@ impl Lm {
         }
         let blocks = no_grad(|| self.blocks_now());
         let config = self.config.clone().ends([0, 0]).shared_norms(false).sharing(Sharing::none());
+        let config = config.window_from(self.window_behind(map)?);
         Ok(self.with(map.iter().map(|&l| own_block(&blocks[l])).collect(), config))
+    }
+
+    /// The first block that has a window of attention once the depths of `map` are taken.
+    fn window_behind(&self, map: &[usize]) -> Result<usize> {
+        let first = self.config.window_from;
+        let whole = map.iter().take_while(|&&l| l < first).count();
+        match self.config.window.is_some() && map[whole..].iter().any(|&l| l < first) {
+            true => Err(Error::config(format!(
+                "untie: in the order {map:?} blocks without a window of attention, those before {first}, stand behind ones that have it"
+            ))),
+            false => Ok(if self.config.window.is_some() { whole } else { first }),
+        }
     }
 
     /// Returns this model without the blocks in `removed`. The others form groups of `group` neighbours that share the
@@ -267,8 +280,8 @@ impl Lm {
     }
 
     /// Returns this model with all of its matrices and tables read from one store of `1 / factor` as many numbers (STABLE-RPS). Each
-    /// number is the one with the least squared error over the weights that read it, relative to their usual sizes. That keeps about
-    /// `1 / factor` of the weights' squared norm: the model has to be trained after it.
+    /// number is the one with the least squared error over the weights that read it. That keeps about `1 / factor` of the weights' squared
+    /// norm, or more where their deviations differ: the model has to be trained after it.
     ///
     /// # Errors
     /// [`Error::Config`] when the factor is below 1; when the device fails.

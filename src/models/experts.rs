@@ -36,8 +36,8 @@ pub struct Routed {
 }
 
 impl Experts {
-    /// Passes `x [rows, width]` through the experts. Gradients treat the choice as constant and flow through the gates:
-    /// the chosen probabilities, divided by their sum if `top` is above 1.
+    /// Passes `x [rows, width]` through the experts. Gradients treat the choice as constant and flow through the gates, which are the
+    /// chosen probabilities of the softmax over all experts.
     ///
     /// `training` brings the capacity, and draws normal numbers of deviation `1 / experts` that are added to the router's scores, so
     /// that experts that are nearly as good get tokens too.
@@ -64,7 +64,6 @@ impl Experts {
         let experts = Tensor::positions(gpu, count).reshape([1, 1, count]);
         let chosen = best.unsqueeze(2).eq(&experts).cast(DType::F32).sum(1);
         let gates = p.mul(&chosen);
-        let gates = if self.top > 1 { gates.div(&gates.sum(1).unsqueeze(1)) } else { gates };
         let share = chosen.mean(0).scale(1.0 / self.top as f32);
         let balance_loss = share.mul(&p.mean(0)).sum_all().scale(count as f32);
 

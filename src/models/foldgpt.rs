@@ -1,6 +1,6 @@
 //! FoldGPT: learned gates tell which blocks matter. The others are removed, and neighbours share one block's matrices.
 //!
-//! 1. Each block has a gate, `x + g (block(x) - x)`, trained with a polarisation that drives gates to 0 or 1 under a
+//! 1. Each block has a gate in 0 to 1, `x + g (block(x) - x)`, trained with a polarisation that drives gates to 0 or 1 under a
 //!    budget. All gates are trained together, so a block's gate tells what it is worth beside the others (their
 //!    coupling).
 //! 2. Blocks with small gates are removed. Neighbours among the rest form groups that use the matrices of the group's
@@ -35,15 +35,18 @@ impl Gated {
     #[track_caller]
     pub fn forward(&self, tokens: &Tensor) -> Tensor {
         let x = self.model.hidden_through(tokens, |t, seen| {
-            seen.before.add(&seen.stream.sub(seen.before).mul(&self.gates[t]))
+            seen.before.add(&seen.stream.sub(seen.before).mul(&self.gates[t].clamp(0.0, 1.0)))
         });
         self.model.logits(&x)
     }
 
+    /// Gates count within 0 and 1, here and in the pass.
+    ///
     /// Returns the term that training adds to the loss: `strength * (t mean|g| - mean|g - mean g|) + (mean g - keep)^2`.
     ///
     /// The first part (the polarisation regulariser of neuron pruning) is least when gates are at the ends of their
-    /// range. The second keeps the mean gate, and with it the share of blocks that remain, at `keep`.
+    /// range; as means here, so that the strength does not depend on the depth. The second is ours, in the place of the paper's bound on
+    /// the flops: it keeps the mean gate, and with it the share of blocks that remain, at `keep`.
     pub fn penalty(&self, strength: f32, t: f32, keep: f32) -> Tensor {
         let all = Tensor::concat(&self.gates.iter().collect::<Vec<_>>(), 0).clamp(0.0, 1.0);
         let mean = all.mean_all();
@@ -57,7 +60,7 @@ impl Gated {
     /// # Errors
     /// When the device fails.
     pub fn ranking(&self) -> Result<Vec<usize>> {
-        let values: Result<Vec<f32>> = self.gates.iter().map(|g| g.item()).collect();
+        let values: Result<Vec<f32>> = self.gates.iter().map(|g| g.clamp(0.0, 1.0).item()).collect();
         let values = values?;
         let mut order: Vec<usize> = (0..values.len()).collect();
         order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));

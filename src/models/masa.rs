@@ -101,13 +101,14 @@ fn autocorrelations(model: &Lm, tokens: &Tensor) -> Vec<[Tensor; 2]> {
 }
 
 impl Lm {
-    /// Returns this model with q, k, v and o from dictionaries. Everything else has the same leaves.
+    /// Returns this model with q, k, v and o from dictionaries, and leaves of its own.
     /// `tokens [batch, tokens]` are a sample of what the model reads. `step` is called with the name of each projection
     /// of each group as it begins.
     ///
     /// # Errors
     /// [`Error::Config`] when the plan does not fit the model; when the device fails.
     pub fn masa(&self, plan: MasaPlan, tokens: &Tensor, mut step: impl FnMut(&str)) -> Result<Lm> {
+        self.check_dense("masa")?;
         let (c, MasaPlan { atoms, groups: count, rank }) = (&self.config, plan);
         let most = (c.kv_heads * c.head_dim()).min(c.width);
         if count == 0 || atoms < count || atoms > c.depth || rank.div_ceil(2) > most || rank > c.width {
@@ -124,13 +125,11 @@ impl Lm {
         let ranges = groups(&drift, count);
         let seen = if rank > 0 { autocorrelations(self, tokens) } else { Vec::new() };
         // The conversion starts from the weights that the model computes with now, whatever they are made of.
-        let mut new = self.clone();
-        new.blocks = no_grad(|| self.blocks_now());
-        new.made.clear();
+        let mut new = self.untied(&(0..c.depth).collect::<Vec<_>>())?;
         let sizes: Vec<usize> = ranges.iter().map(ExactSizeIterator::len).collect();
         let own = shares(atoms, &sizes);
         let sharing = Sharing::masa(&sizes, &own, rank);
-        new.config = c.clone().ends([0, 0]).sharing(sharing);
+        new.config.sharing = sharing;
         for (range, atoms) in ranges.into_iter().zip(own) {
             for matrix in PROJECTIONS {
                 step(matrix);

@@ -27,7 +27,7 @@ impl Rule {
 }
 
 impl Words {
-    /// Writes the tokenizer into a folder, from which [`Words::in_folder`] and other programs read the same: `tokenizer.json`,
+    /// Writes the tokenizer into a folder, from which [`Words::in_folder`] reads the same, and which other programs open: `tokenizer.json`,
     /// `tokenizer_config.json` with the chat template and the names of control tokens, and `generation_config.json` with the tokens that
     /// end an answer. `config.json`, whose number of tokens may be larger, is the model's.
     ///
@@ -51,6 +51,14 @@ impl Words {
         put("tokenizer.json", whole.to_string())?;
         let mut config =
             json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
+        let named = |id: Option<u32>| id.and_then(|id| self.tokenizer().id_to_token(id));
+        for (name, token) in
+            [("bos_token", named(self.bos())), ("eos_token", named(self.ends().first().copied()))]
+        {
+            if let Some(token) = token {
+                config[name] = token.into();
+            }
+        }
         if let Some(chat) = self.chat() {
             config["chat_template"] = chat.source().into();
             chat.marks().iter().for_each(|(name, token)| config[name] = token[..].into());
@@ -85,7 +93,8 @@ impl Words {
         if after.is_empty() {
             single.push(json!({"Sequence": {"id": "A", "type_id": 0}}));
         }
-        let pair = json!([{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]);
+        let mut pair = single.clone();
+        pair.push(json!({"Sequence": {"id": "B", "type_id": 1}}));
         Ok(json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}))
     }
 }

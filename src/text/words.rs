@@ -142,7 +142,7 @@ impl Words {
     }
 
     /// The tokens of a text in which control tokens are recognised.
-    pub(super) fn parsed(&self, text: &str) -> Result<Vec<u32>> {
+    pub(crate) fn parsed(&self, text: &str) -> Result<Vec<u32>> {
         let parsing = self.parsing.get_or_init(|| {
             let mut parsing = self.tokenizer.clone();
             parsing.set_encode_special_tokens(false);
@@ -197,8 +197,8 @@ impl Words {
         [&self.before, &self.after]
     }
 
-    /// Size of the model's table of tokens.
-    pub(super) fn table(&self) -> usize {
+    /// Size of the model's table of tokens, as far as the tokenizer's files say it: no token is its own from this on.
+    pub fn table(&self) -> usize {
         self.limit
     }
 

@@ -175,6 +175,15 @@ fn files_of_adapters_that_do_not_fit_are_refused() {
         refused(&Lm::new(gpu(), config().hidden(32), &mut Rng::new(1)))
             .contains("`down` in block 0 is for another size")
     );
+    let plain = config().mlp(MlpKind::Gelu);
+    let other = Folder::new("adapters-gate");
+    trained(&model, (kinds()[0].0, &["gate"])).save(other.join(""), &model, &base()).unwrap();
+    let error =
+        Adapter::open(other.join(""), &Lm::new(gpu(), plain, &mut Rng::new(1)), None).err().expect("refused");
+    assert!(
+        error.to_string().contains("an adapter of `gate`, which the model's blocks do not have"),
+        "{error}"
+    );
     let settings = folder.join("adapter_config.json");
     let text = std::fs::read_to_string(&settings).unwrap();
     for (from, to, want) in [
@@ -269,6 +278,73 @@ fn an_adapter_learns_answers_and_goes_on_with_the_same_bits() {
     let (before, after) = run(false);
     assert!(after < 0.9 * before, "{before} before, {after} after");
     assert_eq!(run(true), (before, after));
+}
+
+/// Another factor or another base is another run, although all sizes are the same.
+#[test]
+fn another_adapter_does_not_go_on() {
+    let folder = Folder::new("adapters-other");
+    let (_, examples) = examples(&folder, &successors());
+    let (examples, model, path) = (examples.unwrap(), model(config()), folder.join("checkpoint.safetensors"));
+    let options = TrainingOptions::default().steps(4).every(2).batch(2);
+    let lora =
+        |alpha| AdapterConfig::new(AdapterKind::Lora { rank: 2, alpha, rslora: false }, &["q"]).unwrap();
+    let tuned = |alpha| Adapter::new(&model, lora(alpha), &mut Rng::new(1)).unwrap().apply(&model).unwrap();
+    let (one, two) = (tuned(1.0), tuned(100.0));
+    let told = |model, alpha: f32| {
+        Training::new(model, &examples, options).unwrap().say("adapter", format!("{:?}", lora(alpha)))
+    };
+    assert!(told(&one, 1.0).run(Some(&path), &mut |_| Ok(())).unwrap());
+    told(&one, 1.0).resume(&path).unwrap();
+    let error = told(&two, 100.0).resume(&path).unwrap_err().to_string();
+    assert!(error.contains("`train.adapter`") && error.contains("100.0"), "{error}");
+}
+
+/// A run that is stopped between two points has the curve of one that was not.
+#[test]
+fn a_curve_goes_on_between_points() {
+    let folder = Folder::new("adapters-curve");
+    let (_, examples) = examples(&folder, &successors());
+    let (examples, path) = (examples.unwrap(), folder.join("checkpoint.safetensors"));
+    let options = TrainingOptions::default().steps(12).every(6).batch(2);
+    let run = |stop_at: Option<u64>| {
+        let model = model(config());
+        let flag = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let mut training = Training::new(&model, &examples, options).unwrap().stop(flag.clone());
+        if stop_at.is_none() && path.exists() {
+            training.resume(&path).unwrap();
+        }
+        let mut stop = |progress: tiebeam::language::Progress| {
+            let due =
+                matches!(progress, tiebeam::language::Progress::Step(report) if Some(report.step) == stop_at);
+            flag.fetch_or(due, std::sync::atomic::Ordering::SeqCst);
+            Ok(())
+        };
+        let done = training.run(Some(&path), &mut stop).unwrap();
+        (
+            done,
+            training.step(),
+            training.curve().iter().map(|point| (point.loss, point.validation)).collect::<Vec<_>>(),
+        )
+    };
+    let (_, _, want) = run(None);
+    std::fs::remove_file(&path).unwrap();
+    let (done, step, _) = run(Some(2));
+    assert!(!done && step > 2 && step < 6, "it was stopped at step {step}, between points");
+    assert_eq!(run(None).2, want);
+}
+
+/// Models with short contexts have short batches.
+#[test]
+fn examples_fit_short_contexts() {
+    let folder = Folder::new("adapters-short");
+    let (words, _) = examples(&folder, &successors());
+    let short = Examples::of_jsonl(&words, &folder.join("data.jsonl"), None, (20, false, 1)).unwrap();
+    let model = model(config().context(20));
+    let mut training = Training::new(&model, &short, TrainingOptions::default().steps(2).batch(2)).unwrap();
+    assert!(training.run(None, &mut |_| Ok(())).unwrap());
+    let tiny = Lm::new(gpu(), config().context(16), &mut Rng::new(1));
+    assert!(Training::new(&tiny, &short, TrainingOptions::default()).is_err());
 }
 
 #[test]

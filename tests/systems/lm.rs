@@ -159,7 +159,7 @@ fn refusal(settings: &BTreeMap<String, String>) -> String {
 #[test]
 fn files_that_are_not_theirs_are_refused() {
     let with = |key: &str, value: &str| {
-        let mut all = config().metadata();
+        let mut all = config().sharing(Sharing::tied()).metadata();
         all.insert(key.into(), value.into());
         refusal(&all)
     };
@@ -184,6 +184,16 @@ fn files_that_are_not_theirs_are_refused() {
         (with("lm.experts", "2 top 3"), "the 3 best of 2 experts"),
         (with("lm.heads", "3"), "16 is no multiple of 3 heads"),
         (with("lm.eps", "NaN"), "the norms add NaN"),
+        (with("lm.window", "0"), "a window of 0 hides every key"),
+        (with("lm.ends", "3 3"), "3 last blocks"),
+        (with("lm.hidden", "2147483647"), "a matrix of [2147483647, 16]"),
+        (with("lm.context", "2147483647"), "a matrix of [2147483647, 16]"),
+        (with("lm.vocab", "20000000"), "its settings are those of a model of"),
+        (with("lm.depth", "2000000000"), "weights in all"),
+        (with("lm.depth", "1000000"), "its settings are those of a model of"),
+        (with("lm.experts", "65536 top 65536"), "its settings are those of a model of"),
+        (with("lm.sharing", "low-rank 1000000000000"), "a rank of 1000000000000; use 1 to 8"),
+        (with("lm.sharing", "hashed 0.5"), "a factor of 0.5"),
     ];
     for (found, want) in cases {
         assert!(found.contains(want), "{found}\nlacks: {want}");
@@ -253,6 +263,74 @@ fn conversions_are_kept_and_opened() {
         let found = conversion.apply(&original, &options, &sample, |_| {}).err().expect(want).to_string();
         assert!(found.contains(want), "{found}");
     }
+}
+
+/// Whatever a model shares, and however it is converted: what is written is opened and computes the same.
+#[test]
+fn every_conversion_of_every_model_is_opened() {
+    let folder = Folder::new("lm-crossed");
+    let path = folder.join("model.safetensors");
+    let options = ConversionOptions::default();
+    let conversions = [
+        ("recursive:2", options.clone().rank(2)),
+        ("masa:4", options.clone().groups(2).rank(1)),
+        ("fold:2", options.clone().removed(vec![5])),
+        ("hashed:2", options.clone()),
+    ];
+    for (name, config) in all() {
+        let original = model(config.clone());
+        for (text, options) in &conversions {
+            let conversion: Conversion = text.parse().unwrap();
+            let new = match conversion.apply(&original, options, &tokens(12), |_| {}) {
+                Ok(new) => new,
+                Err(error) => {
+                    let experts = config.experts.is_some() && error.to_string().contains("models of experts");
+                    assert!(experts, "{name} by {text}: {error}");
+                    continue;
+                }
+            };
+            new.save(&path).unwrap();
+            let again = Lm::open(gpu(), &path).unwrap_or_else(|error| panic!("{name} by {text}: {error}"));
+            assert_eq!(scores(&again, 9), scores(&new, 9), "{name} by {text}");
+            assert_eq!(again.counts(), new.counts(), "{name} by {text}");
+        }
+    }
+}
+
+/// Blocks before the first window keep seeing everything, however many blocks before them are left out.
+#[test]
+fn windows_stay_with_their_blocks() {
+    let original = model(config().window(Some(4)).window_from(2));
+    let folded = original.folded(&[0], 1).unwrap();
+    assert_eq!((folded.config.window_from, folded.config.depth), (1, 5));
+    assert_eq!(original.folded(&[4], 1).unwrap().config.window_from, 2);
+    let error = original.untied(&[0, 3, 1]).err().expect("refused").to_string();
+    assert!(error.contains("blocks without a window of attention"), "{error}");
+}
+
+/// Depths share norms where they use one matrix, not where their matrices are made of the same numbers.
+#[test]
+fn norms_are_shared_with_the_matrix() {
+    let norms = |text: &str| {
+        let config = config().shared_norms(true).sharing(Sharing::named(text).unwrap());
+        let mut ids: Vec<_> = model(config).blocks.iter().map(|block| block.norm1.gain.leaf_id()).collect();
+        ids.sort();
+        ids.dedup();
+        ids.len()
+    };
+    assert_eq!(["tied", "cycle 2 rank 1", "stages 1 3 2"].map(norms), [1, 2, 3]);
+    assert_eq!(["none", "dictionary 2 output true", "hashed 2"].map(norms), [6, 6, 6]);
+}
+
+#[test]
+fn numbers_that_a_type_does_not_hold_are_told() {
+    let folder = Folder::new("lm-overflow");
+    let mut large = model(config());
+    large.norm.gain = Tensor::full(gpu(), [16], 1e5);
+    let error = large.save_folder(folder.join("f16"), DType::F16).unwrap_err().to_string();
+    assert!(error.contains("`model.norm.weight` has numbers up to 1e5") && error.contains("bf16"), "{error}");
+    assert!(!folder.join("f16/model.safetensors").exists());
+    large.save_folder(folder.join("bf16"), DType::Bf16).unwrap();
 }
 
 /// As many numbers as there are weights, each read once, keep everything; fewer keep their share of the squared norm.

@@ -58,7 +58,8 @@ impl Answer {
         let (room, begun) = (runner.args.session(&runner.model).context, Instant::now());
         let (mut text, mut tokens, mut count, mut first) = (String::new(), Vec::new(), 0, None);
         let end = loop {
-            let token = sampler.pick(&scores)?;
+            // A model's table may have more rows than the tokenizer has tokens.
+            let token = sampler.pick(&scores[..scores.len().min(runner.words.table())])?;
             first.get_or_insert(since.elapsed());
             if runner.words.ends().contains(&token) {
                 break End::Model;

@@ -19,7 +19,10 @@ pub enum Source {
 impl Source {
     /// Opens a model, and says what was chosen where its files leave a choice.
     pub fn open(path: &Path, context: &Context) -> Result<Source> {
-        if Saved::is_at(path) {
+        // A damaged file of ours is no published model either.
+        let alone =
+            path.is_dir() && path.join("model.safetensors").exists() && !path.join("config.json").exists();
+        if Saved::is_at(path) || alone {
             return Saved::open(path).map(Box::new).map(Source::Saved);
         }
         let published = Published::open(path)?;
@@ -66,7 +69,11 @@ impl Source {
         };
         let model = match self {
             Source::Published(published) => published.load_watched(gpu, most, form, &watch)?,
-            Source::Saved(saved) => saved.load(gpu)?,
+            Source::Saved(saved) => {
+                let (model, own) = (saved.load(gpu)?, saved.config().context);
+                let shorter = most < own && !saved.config().has_learned_positions();
+                if shorter { model.with_context(most)? } else { model }
+            }
         };
         gpu.synchronize()?;
         bar.finish_and_clear();

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use tiebeam::error::ErrorKind;
 use tiebeam::language::{Corpus, Data, Training};
 use tiebeam::models::adapter::{Adapter, AdapterConfig};
 use tiebeam::models::lm::{LINEARS, Lm, LmConfig};
@@ -116,8 +117,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 
 impl Zoo<'_> {
     /// What makes runs comparable, in their lines.
-    fn budget(&self) -> Value {
+    fn budget(&self, adapted: bool) -> Value {
+        let other = self.other.as_ref().filter(|_| adapted).map(|other| format!("{:032x}", other.id()));
         json!({
+            "adapted_to": other,
             "scale": self.args.scale, "steps": self.steps, "batch": self.batch, "width": self.plain.width,
             "depth": self.plain.depth, "context": self.plain.context, "precision": self.args.precision.to_string(),
             "text": format!("{:032x}", self.corpus.id()),
@@ -128,8 +131,9 @@ impl Zoo<'_> {
     fn all(&self, variants: &[Variant]) -> Result<()> {
         let file = self.args.out.join("results.jsonl");
         let mut records = table::read(&file)?;
-        let budget = self.budget();
+        let of = |variant: &Variant| self.budget(variant.is_adapted());
         let has = |records: &[Value], variant: &Variant, seed: u64| {
+            let budget = of(variant);
             records
                 .iter()
                 .any(|r| r["variant"] == variant.name[..] && r["seed"] == seed && r["budget"] == budget)
@@ -150,9 +154,14 @@ impl Zoo<'_> {
             // The file is replaced after every run, so an interruption loses only the current run's last steps.
             let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
             files::replace_with(&file, lines)?;
+            self.clean(variant, seed)?;
             self.gpu.trim();
         }
-        let own: Vec<Value> = records.into_iter().filter(|record| record["budget"] == budget).collect();
+        let own = |record: &Value| {
+            let variant = variants.iter().find(|variant| record["variant"] == variant.name[..]);
+            variant.is_some_and(|variant| record["budget"] == of(variant))
+        };
+        let own: Vec<Value> = records.into_iter().filter(own).collect();
         table::show(self.context, &self.args.out, variants, &own)
     }
 
@@ -177,19 +186,30 @@ impl Zoo<'_> {
         std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
         let mut training =
             Training::new(model, corpus, how.options(model.config.width))?.stop(self.stop.clone());
-        // What was left by other settings is begun anew.
-        if checkpoint.is_file() && training.resume(&checkpoint).is_err() {
-            training = Training::new(model, corpus, how.options(model.config.width))?.stop(self.stop.clone());
+        // What was left by other settings is begun anew. Nothing of the model has changed then.
+        match checkpoint.is_file().then(|| training.resume(&checkpoint)) {
+            Some(Err(error)) if error.kind() == ErrorKind::Format => {
+                self.context.note(format_args!("{error}; begun anew"));
+            }
+            Some(resumed) => resumed?,
+            None => {}
         }
         if !watched(self.context, &mut training, Some(&checkpoint), &mut |_| Ok(()))? {
             return Err(Error::stopped("stopped; the same command goes on"));
         }
         let last = training.curve().last().map_or([f64::NAN; 2], |point| [point.validation, point.seconds]);
-        // The plain model is what adapters begin from; every other run is over.
-        if !name.starts_with("none-") {
-            std::fs::remove_file(&checkpoint).map_err(|error| Error::io(&checkpoint, error))?;
-        }
         Ok(last)
+    }
+
+    /// Removes the checkpoints of a run that is kept. The plain model is what adapters begin from.
+    fn clean(&self, variant: &Variant, seed: u64) -> Result<()> {
+        for name in [format!("{}-{seed}", variant.name), format!("{}-{seed}-stages", variant.name)] {
+            let checkpoint = self.args.out.join("unfinished").join(format!("{name}.safetensors"));
+            if variant.name != "none" && checkpoint.is_file() {
+                std::fs::remove_file(&checkpoint).map_err(|error| Error::io(&checkpoint, error))?;
+            }
+        }
+        Ok(())
     }
 
     fn one(&self, variant: &Variant, seed: u64) -> Result<Value> {
@@ -209,10 +229,10 @@ impl Zoo<'_> {
             }
             Kind::Expanded(config) => {
                 let staged = new(config)?;
-                self.train(&staged, &self.corpus, &format!("{name}-stages"), &long)?;
+                let [_, before] = self.train(&staged, &self.corpus, &format!("{name}-stages"), &long)?;
                 let model = staged.untied(&(0..config.depth).collect::<Vec<_>>())?;
-                let found = self.train(&model, &self.corpus, &name, &short)?;
-                (model, found)
+                let [loss, seconds] = self.train(&model, &self.corpus, &name, &short)?;
+                (model, [loss, before + seconds])
             }
             Kind::Adapted(kind) => return self.adapt(variant, kind.as_ref(), seed),
         };
@@ -266,7 +286,7 @@ impl Zoo<'_> {
     /// The line of a run.
     fn record(&self, variant: &Variant, seed: u64, mut own: Value) -> Value {
         let common = json!({
-            "line": "run", "variant": variant.name, "seed": seed, "budget": self.budget(),
+            "line": "run", "variant": variant.name, "seed": seed, "budget": self.budget(variant.is_adapted()),
             "adapter": self.gpu.adapter().name, "driver": self.gpu.adapter().driver,
             "version": env!("CARGO_PKG_VERSION"),
         });

@@ -27,6 +27,11 @@ pub enum Kind {
 }
 
 impl Variant {
+    /// Whether it brings the plain model to the other text.
+    pub fn is_adapted(&self) -> bool {
+        matches!(self.kind, Kind::Adapted(_))
+    }
+
     /// Whether its run has another number of steps than most.
     pub fn is_short(&self) -> bool {
         matches!(self.kind, Kind::Short(_) | Kind::Expanded(_))

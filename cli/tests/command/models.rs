@@ -112,7 +112,18 @@ fn training_goes_on_with_the_same_bits() {
     child.kill().ok();
     child.wait().ok();
     let told = failed(&folder, &train(&["--out", "parts", "--steps", "8"]));
-    assert!(told.contains("--resume goes on with it"), "{told}");
+    assert!(
+        told.contains("of another model; name a new folder") || told.contains("--resume goes on"),
+        "{told}"
+    );
+    let tokenizer = std::fs::read(folder.join("parts/tokenizer.json")).unwrap();
+    let llama = root().join("tests/vectors/llm/llama3").display().to_string();
+    failed(&folder, &train(&["--out", "parts", "--steps", "8", "--resume", "--tokenizer", &llama]));
+    assert_eq!(
+        std::fs::read(folder.join("parts/tokenizer.json")).unwrap(),
+        tokenizer,
+        "a refused run changes nothing"
+    );
     let told = failed(&folder, &train(&["--out", "parts", "--steps", "12", "--resume"]));
     assert!(told.contains("`train.steps` is '8' there and '12' here"), "{told}");
     done(&folder, &train(&["--out", "parts", "--steps", "8", "--resume"]));
@@ -151,7 +162,13 @@ fn what_cannot_be_trained_is_told_first() {
         failed(&folder, &train(&["--out", "none", "--resume"]))
             .contains("there is no none/checkpoint.safetensors")
     );
-    assert!(!folder.join("none/model.safetensors").exists());
+    assert!(!folder.join("none").exists(), "what is refused leaves nothing behind");
+    std::fs::create_dir(folder.join("foreign")).unwrap();
+    std::fs::write(folder.join("foreign/config.json"), "{}").unwrap();
+    let told = failed(&folder, &train(&["--out", "foreign"]));
+    assert!(told.contains("has a config.json of another model"), "{told}");
+    let told = failed(&folder, &["convert", "foreign", "--untie", "--out", "x", "--steps", "3"]);
+    assert!(told.contains("foreign"), "{told}");
     std::fs::write(folder.join("empty.txt"), "").unwrap();
     let told = failed(&folder, &["train", "--model", "lm.toml", "--text", "empty.txt", "--out", "none"]);
     assert!(told.contains("the file is empty"), "{told}");

@@ -97,7 +97,9 @@ impl AdapterConfig {
             return Err(Error::config("adapter: it needs a layer and a rank of 1 or more"));
         }
         match kind {
-            AdapterKind::Lora { alpha, .. } if !(alpha.is_finite() && alpha > 0.0) => {
+            AdapterKind::Lora { alpha, .. } | AdapterKind::Mos(ShardConfig { alpha, .. })
+                if !(alpha.is_finite() && alpha > 0.0) =>
+            {
                 Err(Error::config(format!("adapter: alpha is {alpha}; it must be above 0")))
             }
             _ => Ok(config),
@@ -112,13 +114,20 @@ impl AdapterConfig {
         }
     }
 
-    /// The text of `adapter_config.json`. A mixture of shards has the type `MOS`, which PEFT does not have.
-    pub(super) fn json(&self, base: &str, swapped: bool) -> Value {
-        let short = |name: &&str| {
-            let at = LINEARS.iter().position(|own| own == name).unwrap_or_default();
-            PATHS[at].rsplit('.').next().unwrap_or_default()
+    /// The text of `adapter_config.json`. A mixture of shards has the type `MOS`, which PEFT does not have. Layers that have a part at some
+    /// depths only are named with these.
+    pub(super) fn json(
+        &self,
+        base: &str,
+        swapped: bool,
+        depths: &dyn Fn(&str) -> Option<Vec<usize>>,
+    ) -> Value {
+        let at = |name: &str| LINEARS.iter().position(|own| *own == name).unwrap_or_default();
+        let named = |name: &&str| match depths(name) {
+            None => vec![PATHS[at(name)].rsplit('.').next().unwrap_or_default().to_string()],
+            Some(some) => some.iter().map(|depth| format!("layers.{depth}.{}", PATHS[at(name)])).collect(),
         };
-        let targets: Vec<&str> = self.targets.iter().map(short).collect();
+        let targets: Vec<String> = self.targets.iter().flat_map(named).collect();
         let mut all = json!({
             "base_model_name_or_path": base, "task_type": "CAUSAL_LM", "inference_mode": true, "bias": "none",
             "target_modules": targets, "r": self.rank(),
@@ -174,11 +183,21 @@ impl AdapterConfig {
         of.check_common()?;
         let names: Vec<&str> = match all.get("target_modules") {
             Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).collect(),
-            // Names are seen from the tensors; `all-linear` and patterns stand for these.
+            // `all-linear` and patterns: what there is, the tensors say.
             _ => LINEARS.to_vec(),
         };
-        let targets: Vec<&str> = names.iter().filter_map(|name| linear(name)).collect();
-        Ok((AdapterConfig::new(kind, &targets).map_err(|error| wrong(error.to_string()))?, all))
+        let short = |name: &&str| linear(name.rsplit('.').next().unwrap_or_default());
+        let targets: Vec<&'static str> = LINEARS
+            .into_iter()
+            .filter(|own| names.iter().filter_map(short).any(|name| name == *own))
+            .collect();
+        match kind {
+            AdapterKind::Mos(_) => {
+                AdapterConfig::new(kind, &targets).map_err(|error| wrong(error.to_string()))
+            }
+            _ => Ok(AdapterConfig { kind, targets }),
+        }
+        .map(|config| (config, all))
     }
 }
 

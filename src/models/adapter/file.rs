@@ -5,6 +5,7 @@ use super::{Adapter, Part};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Gpu;
+use crate::models::llama::half_row;
 use crate::models::lm::{LINEARS, Lm};
 use crate::nn::Module;
 use crate::ops::sequence::rope::Pairing;
@@ -46,9 +47,7 @@ impl Order {
 
     /// Where row `row` of the model stands in PEFT's file.
     fn in_file(self, row: usize) -> usize {
-        let Some(head) = self.head else { return row };
-        let (first, i) = (row / head * head, row % head);
-        first + i / 2 + if i.is_multiple_of(2) { 0 } else { head / 2 }
+        self.head.map_or(row, |head| half_row(row, head))
     }
 
     /// Brings rows (of `columns` each) from the file's order to the model's, or back.
@@ -123,8 +122,16 @@ impl Adapter {
         let metadata = said.map(|(key, value)| (key.to_string(), value)).into();
         save(folder.join(WEIGHTS), entries, &metadata)?;
         let swapped = model.config.pairing == Pairing::Neighbours;
-        let text = serde_json::to_string_pretty(&self.config.json(&base.name, swapped));
+        let text = serde_json::to_string_pretty(
+            &self.config.json(&base.name, swapped, &|name| self.depths(name, model.blocks.len())),
+        );
         files::replace_with(&folder.join(SETTINGS), text.map_err(|error| Error::config(error.to_string()))?)
+    }
+
+    /// The depths at which a layer has a part, if that is not all of them.
+    fn depths(&self, name: &str, depth: usize) -> Option<Vec<usize>> {
+        let some: Vec<usize> = self.parts.keys().filter(|(_, own)| *own == name).map(|(at, _)| *at).collect();
+        (some.len() < depth).then_some(some)
     }
 
     /// Reads a folder of [`Adapter::save`] or of PEFT for this model. `base` is the model's own; an adapter that names another one is
@@ -159,7 +166,8 @@ impl Adapter {
             }
             _ => {
                 let parts = reader.parts()?;
-                config.targets.retain(|name| parts.keys().any(|(_, own)| own == name));
+                config.targets =
+                    LINEARS.into_iter().filter(|name| parts.keys().any(|(_, own)| own == name)).collect();
                 Adapter { config, parts, pools: BTreeMap::new() }
             }
         };
@@ -220,11 +228,13 @@ impl Reader<'_> {
                 {
                     continue;
                 }
-                (AdapterKind::Miss { .. }, "miss_block" | "bone") => Part::Miss(self.tensor(name, 2)?),
-                (AdapterKind::Bone { .. }, "miss_block" | "bone") => Part::Bone(self.tensor(name, 3)?),
+                (AdapterKind::Miss { .. }, "miss_block" | "bone_block") => Part::Miss(self.tensor(name, 2)?),
+                (AdapterKind::Bone { .. }, "miss_block" | "bone_block") => Part::Bone(self.tensor(name, 3)?),
                 _ => return Err(unknown()),
             };
-            parts.insert((depth, matrix), part);
+            if parts.insert((depth, matrix), part).is_some() {
+                return Err(self.wrong(format!("it has two parts of `{matrix}` in block {depth}")));
+            }
         }
         match parts.is_empty() {
             false => Ok(parts),

@@ -98,7 +98,10 @@ impl Adapter {
             let block = new.blocks.get_mut(depth).ok_or_else(|| {
                 Error::config(format!("an adapter of block {depth}, and the model has {blocks} blocks"))
             })?;
-            let linear = block.linear_mut(name);
+            let found = block.linears_mut().into_iter().find(|(own, _)| *own == name);
+            let (_, linear) = found.ok_or_else(|| {
+                Error::config(format!("an adapter of `{name}`, which the model's blocks do not have"))
+            })?;
             self.check_size(part, (depth, name), linear.weight.size())?;
             linear.weight = self.over(part, name, &linear.weight)?;
         }

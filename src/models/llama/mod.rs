@@ -17,3 +17,4 @@ pub use config::LlamaSettings;
 pub use published::Published;
 pub use read::Form;
 pub(crate) use read::PATHS;
+pub(crate) use write::half_row;

@@ -85,22 +85,34 @@ fn config(c: &LmConfig, dtype: DType) -> Result<Value> {
     Ok(all)
 }
 
-/// The rows of q and k in the order in which elements that are rotated together lie half a head apart.
-fn in_halves(rows: Vec<f32>, head: usize, columns: usize) -> Vec<f32> {
-    let from = |row: usize| {
-        let (first, i) = (row / head * head, row % head);
-        first + if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 }
-    };
-    let count = rows.len() / columns;
-    (0..count).flat_map(|row| rows[from(row) * columns..][..columns].to_vec()).collect()
+/// Where row `row` of q or k stands in a folder, if in the model neighbours are rotated together: there the two lie half a head apart.
+pub(crate) fn half_row(row: usize, head: usize) -> usize {
+    let (first, i) = (row / head * head, row % head);
+    first + i / 2 + if i.is_multiple_of(2) { 0 } else { head / 2 }
 }
 
-fn bytes(values: &[f32], dtype: DType) -> Vec<u8> {
-    match dtype {
+/// The rows in the order of folders.
+fn in_halves(rows: &[f32], head: usize, columns: usize) -> Vec<f32> {
+    let mut new = vec![0.0; rows.len()];
+    for (row, values) in rows.chunks(columns).enumerate() {
+        new[half_row(row, head) * columns..][..columns].copy_from_slice(values);
+    }
+    new
+}
+
+/// The bytes of numbers in a type.
+fn bytes(values: &[f32], dtype: DType, name: &str) -> Result<Vec<u8>> {
+    let most = values.iter().filter(|x| x.is_finite()).fold(0.0f32, |most, x| most.max(x.abs()));
+    if dtype == DType::F16 && !half::f16::from_f32(most).is_finite() {
+        let message =
+            format!("tensor `{name}` has numbers up to {most:e}, which f16 does not hold; use bf16 or f32");
+        return Err(Error::config(message));
+    }
+    Ok(match dtype {
         DType::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_bits().to_le_bytes()).collect(),
         DType::Bf16 => bf16_bytes(values),
         _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    }
+    })
 }
 
 /// A tensor of the file, whose elements are computed as it is written.
@@ -132,14 +144,17 @@ impl Place {
             _ => FileDType::F32,
         };
         let columns = shape.get(1).copied().unwrap_or(1);
+        let name = self.name.clone();
         Entry::lazy(self.name, kind, &shape, move || {
             let values = match &self.source {
                 Source::Weight(site) => no_grad(|| site.expand()).to_vec::<f32>()?,
                 Source::Vector(x) => x.detach().cast(DType::F32).to_vec::<f32>()?,
             };
-            let values =
-                self.head.map_or_else(|| values.clone(), |head| in_halves(values.clone(), head, columns));
-            Ok(bytes(&values, dtype))
+            let values = match self.head {
+                Some(head) => in_halves(&values, head, columns),
+                None => values,
+            };
+            bytes(&values, dtype, &name)
         })
     }
 }

@@ -253,14 +253,46 @@ impl LmConfig {
             return wrong(format!("the norms add {}; it must be 0 or above", self.eps));
         }
         let [first, last] = self.ends;
-        if first.saturating_add(last) > self.depth {
-            return wrong(format!("{first} first and {last} last blocks of {} share nothing", self.depth));
+        let own = first.saturating_add(last);
+        if own > self.depth || own == self.depth && self.sharing != Sharing::none() {
+            return wrong(format!(
+                "{first} first and {last} last blocks of {} share nothing, which leaves none for {:?}",
+                self.depth, self.sharing
+            ));
         }
+        if self.window == Some(0) {
+            return wrong("a window of 0 hides every key; leave it out for none".into());
+        }
+        self.check_memory().or_else(wrong)?;
         self.check_experts().or_else(wrong)?;
         match rotary {
             true => self.check_angles().or_else(wrong),
             false => Ok(()),
         }
+    }
+
+    /// Refuses sizes of which each alone is possible and that together are no model.
+    fn check_memory(&self) -> Result<(), String> {
+        let tables = [[self.vocab, self.width], [self.context, self.width.max(self.head_dim())]];
+        let mut sizes = self.linears().into_iter().map(|(_, size)| size).chain(tables);
+        if let Some([out, inner]) = sizes.find(|[out, inner]| *out as u128 * *inner as u128 >= 1 << 30) {
+            return Err(format!("a matrix of [{out}, {inner}], which is more than 2^30 numbers"));
+        }
+        match self.used_at_most() < 1 << 40 {
+            true => Ok(()),
+            false => Err(format!("{} weights in all, which is more than 2^40", self.used_at_most())),
+        }
+    }
+
+    /// Number of weights that are used, if every expert counts.
+    pub(super) fn used_at_most(&self) -> u128 {
+        let count = |[out, inner]: [usize; 2]| out as u128 * inner as u128;
+        let (attention, mlp): (Vec<_>, Vec<_>) =
+            self.linears().into_iter().partition(|(name, _)| is_attention(name));
+        let sum = |all: Vec<(&str, [usize; 2])>| all.into_iter().map(|(_, size)| count(size)).sum::<u128>();
+        let experts = self.experts.map_or(1, |experts| experts.count) as u128;
+        let tables = if self.tied_head { 1 } else { 2 };
+        self.depth as u128 * (sum(attention) + experts * sum(mlp)) + tables * count([self.vocab, self.width])
     }
 
     fn check_experts(&self) -> Result<(), String> {

@@ -10,6 +10,9 @@ use crate::store::{File, fingerprint, missing};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// Most weights that are read from one stored number.
+const MOST_SHARED: u128 = 1 << 10;
+
 /// The name of a model in a folder.
 const IN_FOLDER: &str = "model.safetensors";
 
@@ -43,7 +46,24 @@ impl Saved {
         }
         let file = File::open(Saved::file_of(path))?;
         let config = LmConfig::from_metadata(file.metadata(), &file.path().display().to_string())?;
-        Ok(Saved { file, config })
+        let saved = Saved { file, config };
+        saved.check_size()?;
+        Ok(saved)
+    }
+
+    /// Refuses settings of a model that cannot be in a file of this size, before anything of that size is made.
+    fn check_size(&self) -> Result<()> {
+        let elements =
+            |name: &str| self.file.info(name).map_or(0, |info| info.shape.iter().product::<usize>());
+        let held: usize = self.file.names().map(elements).sum();
+        let used = self.config.used_at_most();
+        match used <= MOST_SHARED * held as u128 {
+            true => Ok(()),
+            false => Err(Error::format(
+                self.path(),
+                format!("its settings are those of a model of {used} weights, and it has {held} numbers"),
+            )),
+        }
     }
 
     /// Where the model is.
@@ -66,7 +86,7 @@ impl Saved {
         self.file.names().filter_map(|name| self.file.bytes(name).ok()).map(<[u8]>::len).sum()
     }
 
-    /// A hash of names, shapes and elements of all tensors, which tells models apart. It reads the whole file.
+    /// A hash of the settings and of names, shapes and elements of all tensors, which tells models apart. It reads the whole file.
     ///
     /// # Errors
     /// [`Error::Format`] when the file is damaged.
@@ -74,9 +94,11 @@ impl Saved {
         let mut names: Vec<&str> = self.file.names().collect();
         names.sort_unstable();
         let bytes = |name: &str| Ok((self.file.info(name)?.shape.clone(), self.file.bytes(name)?));
-        fingerprint(
-            names.into_iter().map(|name| bytes(name).map(|(shape, bytes)| (name.to_string(), shape, bytes))),
-        )
+        let tensor = |name: &str| bytes(name).map(|(shape, bytes)| (name.to_string(), shape, bytes));
+        // The settings are part of what is computed.
+        let settings = format!("{:?}", self.config.settings());
+        let settings = [Ok(("settings".to_string(), Vec::new(), settings.as_bytes()))];
+        fingerprint(settings.into_iter().chain(names.into_iter().map(tensor)))
     }
 
     /// Reads the model to a device.

@@ -12,7 +12,6 @@ use crate::ops::product::site::Site;
 use crate::ops::sequence::rope::Rope;
 use crate::rng::Rng;
 use crate::share::{Draw, Tied};
-use crate::tensor::Tensor;
 use std::sync::Arc;
 
 /// Initial standard deviations of most matrices, and of those whose results are added to the residual stream. As in
@@ -127,7 +126,12 @@ fn sites(gpu: &Gpu, c: &LmConfig, rng: &mut Rng) -> Result<Sites> {
 
 /// Lets depths that use the same matrix for their queries use the norms of the first of them.
 fn share_norms(blocks: &mut [LmBlock]) {
-    let leaf = |block: &LmBlock| block.attention.q.weight.leaves().first().and_then(Tensor::leaf_id);
+    // The matrix itself, alone or with a part of the depth's own, and not what many matrices are made of.
+    let leaf = |block: &LmBlock| {
+        let (site, first) =
+            (&block.attention.q.weight, block.attention.q.weight.leaves().into_iter().next()?);
+        (first.shape()[..] == site.size()).then(|| first.leaf_id())?
+    };
     for t in 1..blocks.len() {
         let own = leaf(&blocks[t]);
         if let Some(first) = (0..t).find(|&s| own.is_some() && leaf(&blocks[s]) == own) {

@@ -240,8 +240,10 @@ impl Recipe for LowRankAttention {
         format!("low-rank {}", self.rank)
     }
     fn sites(&self, gpu: &Gpu, stack: &Stack, rng: &mut Rng) -> Result<Sites> {
-        if self.rank == 0 {
-            return Err(Error::config("the rank must be at least 1"));
+        let projections = stack.matrices.iter().filter(|matrix| is_projection(matrix.name, true));
+        let most = projections.map(|matrix| matrix.size[0].min(matrix.size[1])).min().unwrap_or(1);
+        if self.rank == 0 || self.rank > most {
+            return Err(Error::config(format!("a rank of {}; use 1 to {most}", self.rank)));
         }
         let mut block = |_| {
             let stored = drawn(gpu, stack.matrices, rng);

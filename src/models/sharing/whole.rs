@@ -69,8 +69,8 @@ impl Hash {
             return Err(Error::config(format!("a factor of {}; use 1 or more", self.factor)));
         }
         let elements = |matrix: &Matrix| matrix.size[0] * matrix.size[1];
-        let block: usize = stack.matrices.iter().map(elements).sum();
-        let all = stack.depth * block + stack.tables.iter().map(elements).sum::<usize>();
+        let sum = |all: &[Matrix]| all.iter().map(|matrix| elements(matrix) as u128).sum::<u128>();
+        let all = stack.depth as u128 * sum(stack.matrices) + sum(stack.tables);
         if all >= 1 << 32 {
             return Err(Error::config(format!("{all} weights; 32 bits number them")));
         }
