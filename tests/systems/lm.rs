@@ -159,7 +159,7 @@ fn refusal(settings: &BTreeMap<String, String>) -> String {
 #[test]
 fn files_that_are_not_theirs_are_refused() {
     let with = |key: &str, value: &str| {
-        let mut all = config().sharing(Sharing::tied()).metadata();
+        let mut all = config().metadata();
         all.insert(key.into(), value.into());
         refusal(&all)
     };
@@ -185,7 +185,7 @@ fn files_that_are_not_theirs_are_refused() {
         (with("lm.heads", "3"), "16 is no multiple of 3 heads"),
         (with("lm.eps", "NaN"), "the norms add NaN"),
         (with("lm.window", "0"), "a window of 0 hides every key"),
-        (with("lm.ends", "3 3"), "3 last blocks"),
+        (refusal(&config().ends([3, 3]).sharing(Sharing::tied()).metadata()), "leaves none for `tied`"),
         (with("lm.hidden", "2147483647"), "a matrix of [2147483647, 16]"),
         (with("lm.context", "2147483647"), "a matrix of [2147483647, 16]"),
         (with("lm.vocab", "20000000"), "its settings are those of a model of"),
