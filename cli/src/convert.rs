@@ -196,7 +196,7 @@ impl Work<'_> {
         let before = self.measured(model, "before")?;
         let options = self.options(model)?;
         let mut last = String::new();
-        let converted = conversion.apply(model, &options, &self.sample(model)?, |what| {
+        let converted = conversion.apply(model, &options, &self.sample()?, |what| {
             if last != what {
                 self.context.note(format_args!("converting {what}"));
                 last = what.into();
@@ -252,14 +252,13 @@ impl Work<'_> {
     }
 
     /// Tokens that dictionaries are fitted to.
-    fn sample(&self, model: &Lm) -> Result<Tensor> {
+    fn sample(&self) -> Result<Tensor> {
         let Some(text) = &self.text else { return Ok(Tensor::from_slice(self.gpu, &[0u32], [1, 1])) };
         let (length, all) = (text.length(), text.before());
         let rows = (all.len() / length).min(SAMPLE);
         if rows == 0 {
             return Err(Error::config("the text has nothing before its last windows to fit dictionaries to"));
         }
-        debug_assert!(length <= model.config.context);
         Ok(Tensor::from_slice(self.gpu, &all[..rows * length], [rows, length]))
     }
 

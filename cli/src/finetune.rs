@@ -16,7 +16,7 @@ use tiebeam::{Error, Precision, Result, Rng, files};
 const EXAMPLES: &str = "\
 Examples:
   tiebeam finetune model.gguf --adapter lora --data questions.jsonl --out out/lora
-  tiebeam finetune folder --adapter mos --budget 1 --data questions.jsonl --out out/mos   # an eighth of LoRA's numbers at rank 8
+  tiebeam finetune folder --adapter mos --rank 4 --budget 1 --data questions.jsonl --out out/mos
   tiebeam run model.gguf --adapter out/lora --prompt 'What is the capital of France?'
 
 A line of --data is one of

@@ -23,7 +23,7 @@ Examples:
   tiebeam zoo lm --text book.txt --out out/zoo
   tiebeam zoo lm --text book.txt --adapt other.txt --out out/zoo --seeds 1,2,3
   tiebeam zoo lm --text book.txt --out out/zoo --variants none,tied,masa-qkvo
-  tiebeam zoo lm --text book.txt --out out/try --scale tiny --seeds 1      # a minute, to see that it works
+  tiebeam zoo lm --text book.txt --out out/try --scale tiny --seeds 1
   tiebeam zoo lm --text book.txt --out out/large --scale gpu --precision f16
 
 Every run is kept when it ends; the same command goes on with the missing ones, also in the middle of one.";

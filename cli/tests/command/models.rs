@@ -93,6 +93,23 @@ fn a_trained_model_is_run_converted_and_written_out() {
     assert!(most < 1e-3, "of full rank: {most}");
 }
 
+/// A model may have more rows than its tokenizer has tokens. They are never drawn.
+#[test]
+fn tokens_that_the_tokenizer_lacks_are_not_drawn() {
+    let folder = folder("command-vocab");
+    std::fs::write(folder.join("lm.toml"), format!("{MODEL}vocab = 4000\n")).unwrap();
+    done(&folder, &train(&["--out", "lm", "--steps", "1"]));
+    let answer =
+        done(&folder, &["run", "lm", "--prompt", "the", "-n", "25", "--temperature", "9", "--raw", "-q"]);
+    assert!(answer.len() > 20, "{answer}");
+    // A damaged file is told as what it is.
+    let path = folder.join("lm/model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let told = failed(&folder, &["run", "lm", "--prompt", "the"]);
+    assert!(told.contains("model.safetensors") && !told.contains("config.json"), "{told}");
+}
+
 #[test]
 fn training_goes_on_with_the_same_bits() {
     let folder = folder("command-resume");
