@@ -72,10 +72,19 @@ fn what_peft_wrote_computes_what_it_did() {
     for form in [Form::F32, Form::Stored] {
         let model = published.load(gpu(), 16, form).unwrap();
         assert!(apart(&scores(&model, &tokens), &want("base")) < 2e-4);
-        for name in ["lora", "rslora", "miss", "bat", "mini"] {
+        for name in ["lora", "rslora", "miss", "bat", "mini", "bone", "bone-bat", "alpha"] {
             let adapter = Adapter::open(folder.join(name), &model, Some(&base())).unwrap();
             let off = apart(&scores(&adapter.apply(&model).unwrap(), &tokens), &want(name));
             assert!(off < 2e-4 && apart(&want(name), &want("base")) > 0.1, "{name}: off by {off:e}");
+            // Alphas and ranks of single layers are kept.
+            let again = Folder::new("adapters-again");
+            adapter.save(again.join(""), &model, &base()).unwrap();
+            let opened = Adapter::open(again.join(""), &model, Some(&base())).unwrap();
+            let off = apart(&scores(&opened.apply(&model).unwrap(), &tokens), &want(name));
+            assert!(off < 2e-4, "{name}, written again: off by {off:e}");
+            let text = std::fs::read_to_string(again.join("adapter_config.json")).unwrap();
+            let own = text.contains("\"layers.1.mlp.down_proj\": 3");
+            assert!(own == (name == "alpha"), "{name}: {text}");
         }
     }
 }
@@ -92,7 +101,6 @@ fn adapters_are_kept_and_opened() {
                 .copied()
                 .filter(|name| model.config.linears().iter().any(|(own, _)| own == name))
                 .collect();
-            let bone = matches!(kind, AdapterKind::Bone { .. });
             let fresh =
                 Adapter::new(&model, AdapterConfig::new(kind, &targets).unwrap(), &mut Rng::new(5)).unwrap();
             let plain = scores(&model, &tokens());
@@ -121,7 +129,6 @@ fn adapters_are_kept_and_opened() {
                 Adapter::open(folder.join(""), &model, Some(&other)).err().expect("refused").to_string();
             assert!(error.contains("is of base") && error.contains("the model is other"), "{error}");
             assert!(Adapter::open(folder.join(""), &model, None).is_ok());
-            let _ = bone;
         }
     }
 }

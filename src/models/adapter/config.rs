@@ -5,6 +5,7 @@ use crate::models::llama::PATHS;
 use crate::models::lm::LINEARS;
 use crate::share::ShardConfig;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The kinds of adapters.
@@ -55,8 +56,40 @@ fn linear(name: &str) -> Option<&'static str> {
 
 /// The path of a layer's tensors in PEFT's files, without their own names.
 pub(super) fn path(depth: usize, matrix: &str) -> String {
+    format!("base_model.model.model.{}", short(depth, matrix))
+}
+
+/// The path in a model's own names.
+pub(super) fn short(depth: usize, matrix: &str) -> String {
     let at = LINEARS.iter().position(|own| *own == matrix).unwrap_or_default();
-    format!("base_model.model.model.layers.{depth}.{}", PATHS[at])
+    format!("layers.{depth}.{}", PATHS[at])
+}
+
+/// What PEFT's settings say.
+pub(super) struct Said {
+    pub config: AdapterConfig,
+    /// All of them.
+    pub all: Map<String, Value>,
+    /// Layers that have an alpha of their own, by the ends of their paths.
+    alphas: Vec<(String, f32)>,
+}
+
+impl Said {
+    /// By how much more than by the common alpha a layer's part is multiplied.
+    ///
+    /// # Errors
+    /// The names by which it has two.
+    pub fn factor(&self, depth: usize, matrix: &str) -> Result<f32, String> {
+        let AdapterKind::Lora { alpha, .. } = self.config.kind else { return Ok(1.0) };
+        let path = path(depth, matrix);
+        let is_end = |key: &str| path.strip_suffix(key).is_some_and(|before| before.ends_with('.'));
+        let own: Vec<_> = self.alphas.iter().filter(|(key, _)| is_end(key)).collect();
+        match own[..] {
+            [] => Ok(1.0),
+            [(_, own)] => Ok(own / alpha),
+            [(a, _), (b, _), ..] => Err(format!("`alpha_pattern` names {path} by '{a}' and by '{b}'")),
+        }
+    }
 }
 
 /// The depth, the layer and the tensor's own name of a tensor in PEFT's files.
@@ -121,11 +154,12 @@ impl AdapterConfig {
         base: &str,
         swapped: bool,
         depths: &dyn Fn(&str) -> Option<Vec<usize>>,
+        ranks: &BTreeMap<String, usize>,
     ) -> Value {
         let at = |name: &str| LINEARS.iter().position(|own| *own == name).unwrap_or_default();
         let named = |name: &&str| match depths(name) {
             None => vec![PATHS[at(name)].rsplit('.').next().unwrap_or_default().to_string()],
-            Some(some) => some.iter().map(|depth| format!("layers.{depth}.{}", PATHS[at(name)])).collect(),
+            Some(some) => some.iter().map(|&depth| short(depth, name)).collect(),
         };
         let targets: Vec<String> = self.targets.iter().flat_map(named).collect();
         let mut all = json!({
@@ -134,7 +168,10 @@ impl AdapterConfig {
         });
         let own = match self.kind {
             AdapterKind::Lora { alpha, rslora, .. } => {
-                json!({"peft_type": "LORA", "lora_alpha": alpha, "lora_dropout": 0.0, "use_rslora": rslora})
+                json!({
+                    "peft_type": "LORA", "lora_alpha": alpha, "lora_dropout": 0.0, "use_rslora": rslora,
+                    "rank_pattern": ranks,
+                })
             }
             AdapterKind::Miss { .. } => json!({"peft_type": "MISS", "init_weights": true}),
             AdapterKind::Bone { .. } => json!({"peft_type": "MISS", "init_weights": "bat"}),
@@ -153,7 +190,7 @@ impl AdapterConfig {
     ///
     /// # Errors
     /// [`Error::Format`] for another kind of adapter, and for a setting that changes what is computed and is not known here.
-    pub(super) fn from_json(text: &str, path: &Path) -> Result<(AdapterConfig, Map<String, Value>)> {
+    pub(super) fn from_json(text: &str, path: &Path) -> Result<Said> {
         let wrong = |message: String| Error::format(path, message);
         let json: Value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
         let all = json.as_object().ok_or_else(|| wrong("it is no object".into()))?.clone();
@@ -164,6 +201,9 @@ impl AdapterConfig {
             ("LORA", _) => {
                 of.check_lora()?;
                 let alpha = of.number("lora_alpha")? as f32;
+                if alpha == 0.0 {
+                    return Err(wrong("`lora_alpha` is 0, so that the adapter does nothing".into()));
+                }
                 AdapterKind::Lora { rank, alpha, rslora: all.get("use_rslora") == Some(&Value::Bool(true)) }
             }
             ("MISS" | "BONE", Value::String(form)) if form == "bat" => AdapterKind::Bone { rank },
@@ -191,13 +231,14 @@ impl AdapterConfig {
             .into_iter()
             .filter(|own| names.iter().filter_map(short).any(|name| name == *own))
             .collect();
-        match kind {
+        let config = match kind {
             AdapterKind::Mos(_) => {
-                AdapterConfig::new(kind, &targets).map_err(|error| wrong(error.to_string()))
+                AdapterConfig::new(kind, &targets).map_err(|error| wrong(error.to_string()))?
             }
-            _ => Ok(AdapterConfig { kind, targets }),
-        }
-        .map(|config| (config, all))
+            _ => AdapterConfig { kind, targets },
+        };
+        let alphas = of.alphas()?;
+        Ok(Said { config, alphas, all })
     }
 }
 
@@ -242,7 +283,21 @@ impl Settings<'_> {
 
     fn check_common(&self) -> Result<()> {
         self.off("bias", &["none".into()])?;
-        ["modules_to_save", "alpha_pattern", "fan_in_fan_out"].iter().try_for_each(|key| self.off(key, &[]))
+        ["modules_to_save", "fan_in_fan_out"].iter().try_for_each(|key| self.off(key, &[]))
+    }
+
+    /// The layers that have an alpha of their own.
+    fn alphas(&self) -> Result<Vec<(String, f32)>> {
+        let Some(Value::Object(all)) = self.all.get("alpha_pattern") else {
+            return self.off("alpha_pattern", &[]).map(|()| Vec::new());
+        };
+        let plain = |key: &str| key.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c));
+        let one = |(key, value): (&String, &Value)| match value.as_f64().filter(|x| x.is_finite()) {
+            Some(alpha) if plain(key) => Ok((key.clone(), alpha as f32)),
+            Some(_) => Err(self.wrong(format!("`alpha_pattern` has '{key}'; names are read, not patterns"))),
+            None => Err(self.wrong(format!("`alpha_pattern` has {value} for '{key}'"))),
+        };
+        all.iter().map(one).collect()
     }
 
     /// LoRA has many relatives that have its type and other weights. Some change the base's weights before they begin, so that the
@@ -284,7 +339,7 @@ mod tests {
 
     #[test]
     fn settings_that_change_the_computation_are_refused() {
-        let read = |text: &str| AdapterConfig::from_json(text, Path::new("a.json")).map(|read| read.0);
+        let read = |text: &str| AdapterConfig::from_json(text, Path::new("a.json")).map(|said| said.config);
         let plain = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]"#;
         let kind = AdapterKind::Lora { rank: 4, alpha: 8.0, rslora: false };
         assert_eq!(read(&format!("{plain}}}")).unwrap(), AdapterConfig { kind, targets: vec!["q"] });
@@ -293,11 +348,14 @@ mod tests {
             r#""bias": "all""#,
             r#""modules_to_save": ["lm_head"]"#,
             r#""init_lora_weights": "pissa""#,
-            r#""alpha_pattern": {"q_proj": 3}"#,
             r#""loftq_config": {"bits": 4}"#,
         ] {
             let error = read(&format!("{plain}, {wrong}}}")).unwrap_err().to_string();
             assert!(error.contains("which is not computed"), "{error}");
+        }
+        for (pattern, want) in [(r#"{".*q_proj": 3}"#, "not patterns"), (r#"{"q": []}"#, "[] for 'q'")] {
+            let error = read(&format!("{plain}, \"alpha_pattern\": {pattern}}}")).unwrap_err().to_string();
+            assert!(error.contains(want), "{error}");
         }
         assert!(read(r#"{"peft_type": "IA3", "r": 1}"#).unwrap_err().to_string().contains("'IA3'"));
         assert!(

@@ -1,6 +1,6 @@
 //! Adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`.
 
-use super::config::{self, AdapterConfig, AdapterKind};
+use super::config::{self, AdapterConfig, AdapterKind, Said};
 use super::{Adapter, Part};
 use crate::error::{Error, Result};
 use crate::files;
@@ -122,9 +122,9 @@ impl Adapter {
         let metadata = said.map(|(key, value)| (key.to_string(), value)).into();
         save(folder.join(WEIGHTS), entries, &metadata)?;
         let swapped = model.config.pairing == Pairing::Neighbours;
-        let text = serde_json::to_string_pretty(
-            &self.config.json(&base.name, swapped, &|name| self.depths(name, model.blocks.len())),
-        );
+        let depths = |name: &str| self.depths(name, model.blocks.len());
+        let settings = self.config.json(&base.name, swapped, &depths, &self.ranks());
+        let text = serde_json::to_string_pretty(&settings);
         files::replace_with(&folder.join(SETTINGS), text.map_err(|error| Error::config(error.to_string()))?)
     }
 
@@ -132,6 +132,17 @@ impl Adapter {
     fn depths(&self, name: &str, depth: usize) -> Option<Vec<usize>> {
         let some: Vec<usize> = self.parts.keys().filter(|(_, own)| *own == name).map(|(at, _)| *at).collect();
         (some.len() < depth).then_some(some)
+    }
+
+    /// The ranks of the parts of LoRA that have another one than most.
+    fn ranks(&self) -> BTreeMap<String, usize> {
+        let of = |(&(depth, name), part): (&(usize, &str), &Part)| match part {
+            Part::Lora([a, _]) if a.shape()[0] != self.config.rank() => {
+                Some((config::short(depth, name), a.shape()[0]))
+            }
+            _ => None,
+        };
+        self.parts.iter().filter_map(of).collect()
     }
 
     /// Reads a folder of [`Adapter::save`] or of PEFT for this model. `base` is the model's own; an adapter that names another one is
@@ -144,7 +155,8 @@ impl Adapter {
         let folder = folder.as_ref();
         let settings = folder.join(SETTINGS);
         let text = std::fs::read_to_string(&settings).map_err(|error| Error::io(&settings, error))?;
-        let (mut config, all) = AdapterConfig::from_json(&text, &settings)?;
+        let said = AdapterConfig::from_json(&text, &settings)?;
+        let mut config = said.config.clone();
         let file = File::open(folder.join(WEIGHTS))?;
         let meant = file.metadata().get(BASE[0]);
         if let (Some(meant), Some(base)) = (meant, base)
@@ -158,10 +170,10 @@ impl Adapter {
                 base.fingerprint
             )));
         }
-        let reader = Reader { file: &file, model, gpu: model.gpu(), kind: config.kind };
+        let reader = Reader { file: &file, model, gpu: model.gpu(), kind: config.kind, said: &said };
         let adapter = match config.kind {
             AdapterKind::Mos(shards) => {
-                reader.check_rows(&all)?;
+                reader.check_rows()?;
                 reader.shards(&config, shards)?
             }
             _ => {
@@ -182,6 +194,7 @@ struct Reader<'a> {
     model: &'a Lm,
     gpu: &'a Gpu,
     kind: AdapterKind,
+    said: &'a Said,
 }
 
 impl Reader<'_> {
@@ -191,6 +204,11 @@ impl Reader<'_> {
 
     /// A tensor as a leaf, brought to the model's order.
     fn tensor(&self, name: &str, axes: usize) -> Result<Tensor> {
+        self.scaled(name, axes, 1.0)
+    }
+
+    /// The same, multiplied by a factor.
+    fn scaled(&self, name: &str, axes: usize, factor: f32) -> Result<Tensor> {
         let shape = &self.file.info(name)?.shape;
         if shape.len() != axes || shape.contains(&0) {
             return Err(self.wrong(format!("`{name}` is {shape:?}, and {axes} axes are expected")));
@@ -199,6 +217,7 @@ impl Reader<'_> {
         if let Some((_, matrix, own)) = config::place(name) {
             data = ordered(self.kind, Order::of(self.model, matrix), own, (data, shape), false)?;
         }
+        data.iter_mut().for_each(|x| *x *= factor);
         if let Some(i) = data.iter().position(|x| !x.is_finite()) {
             return Err(self.wrong(format!("`{name}` has {} at element {i}", data[i])));
         }
@@ -221,7 +240,8 @@ impl Reader<'_> {
             let part = match (self.kind, own) {
                 (AdapterKind::Lora { .. }, "lora_A.weight") => {
                     let other = name.replace("lora_A", "lora_B");
-                    Part::Lora([self.tensor(name, 2)?, self.tensor(&other, 2)?])
+                    let factor = self.said.factor(depth, matrix).map_err(|why| self.wrong(why))?;
+                    Part::Lora([self.tensor(name, 2)?, self.scaled(&other, 2, factor)?])
                 }
                 (AdapterKind::Lora { .. }, "lora_B.weight")
                     if names.contains(&name.replace("lora_B", "lora_A")[..]) =>
@@ -243,9 +263,9 @@ impl Reader<'_> {
     }
 
     /// The rows of pools lie in the order of one kind of files, and cannot be brought to the other.
-    fn check_rows(&self, settings: &serde_json::Map<String, Value>) -> Result<()> {
+    fn check_rows(&self) -> Result<()> {
         let own = if self.model.config.pairing == Pairing::Neighbours { "neighbours" } else { "halves" };
-        match settings.get("mos_rows").and_then(Value::as_str) {
+        match self.said.all.get("mos_rows").and_then(Value::as_str) {
             Some(there) if there != own => Err(self.wrong(format!(
                 "its shards were trained on a model whose rotary positions pair {there}, as GGUF files or folders do, and this one's \
                  pair {own}"
