@@ -2,19 +2,20 @@
 
 use crate::context::{Context, on_interrupt, unless_stopped};
 use crate::run::source::Source;
-use crate::train::{self, CHECKPOINT, How};
+use crate::train::{self, CHECKPOINT, GATES, How};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tiebeam::decode::{Windows, perplexity};
-use tiebeam::language::{Corpus, Training, train_gates};
+use tiebeam::language::{Corpus, GateOptions, GateTraining, Training};
 use tiebeam::models::conversion::{Conversion, ConversionOptions};
+use tiebeam::models::foldgpt::ranking;
 use tiebeam::models::llama::Form;
 use tiebeam::models::lm::Lm;
 use tiebeam::text::Words;
-use tiebeam::{DType, Error, Gpu, Result, Tensor, files};
+use tiebeam::{DType, Error, Gpu, Precision, Result, Tensor, files};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -87,7 +88,13 @@ pub struct Args {
     /// Highest learning rate
     #[arg(long, default_value_t = 1e-4)]
     lr: f32,
-    /// Go on with the training from the checkpoint in --out
+    /// Products and activations of training in f32, or in f16 or bf16 with f32 sums, weights and optimizer
+    #[arg(long, default_value_t = Precision::F32)]
+    precision: Precision,
+    /// Start of the random numbers that choose windows of the text
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Go on with the training, of gates too, from the checkpoints in --out
     #[arg(long)]
     resume: bool,
 }
@@ -126,7 +133,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     let text = args.text.as_ref().map(windows).transpose()?;
     args.check()?;
-    train::fresh(&args.out, args.resume)?;
+    // Where a run was stopped while it trained gates, there is no other checkpoint yet.
+    if !(args.resume && args.remove > 0 && args.out.join(GATES).is_file()) {
+        train::fresh(&args.out, args.resume)?;
+    }
     let (gpu, stop) = (context.open()?, on_interrupt()?);
     let model = source.load(&gpu, (if args.untie { most } else { window }, Form::F32), context, &stop)?;
     let fingerprint = source.base(&args.model)?.fingerprint;
@@ -150,8 +160,9 @@ impl Args {
                 none("--distill, --resume or --ends")
             }
             () if !untie && self.dtype != "f32" => none("--dtype, which is for --untie,"),
-            () if self.steps == 0 && (self.distill || self.resume) => {
-                none("--distill or --resume without --steps")
+            () if self.steps == 0 && self.distill => none("--distill without --steps"),
+            () if (self.steps, self.remove) == (0, 0) && self.resume => {
+                none("--resume without --steps or --remove")
             }
             () if self.remove > 0 && !matches!(self.conversion, Some(Conversion::Fold(_))) => {
                 none("--remove, which is for fold:G,")
@@ -235,20 +246,41 @@ impl Work<'_> {
         if args.remove == 0 {
             return Ok(options);
         }
-        let corpus = self.corpus(model)?;
-        let bar = self.context.bar(Some(args.gate_steps), "training gates {bar:24} {pos}/{len}, ETA {eta}");
-        let gates = train_gates(model, &corpus, (args.gate_steps, args.remove), &self.stop, &mut |report| {
-            bar.set_position(report.step);
-            Ok(())
-        })?;
-        bar.finish_and_clear();
-        let mut order: Vec<usize> = (0..gates.len()).collect();
-        order.sort_by(|&a, &b| gates[a].total_cmp(&gates[b]));
-        let mut removed = order[..args.remove].to_vec();
+        let gates = self.gates(model)?;
+        let mut removed = ranking(&gates)[..args.remove].to_vec();
         removed.sort_unstable();
         let shown: Vec<String> = gates.iter().map(|gate| format!("{gate:.2}")).collect();
         self.context.note(format_args!("gates {}; blocks {removed:?} are removed", shown.join(" ")));
         Ok(options.removed(removed))
+    }
+
+    /// Trains gates, or goes on with them.
+    fn gates(&self, model: &Lm) -> Result<Vec<f32>> {
+        let (args, corpus, path) = (self.args, self.corpus(model)?, self.args.out.join(GATES));
+        let options = GateOptions::default().steps(args.gate_steps).removed(args.remove);
+        let options = options.precision(args.precision).seed(args.seed);
+        let mut training = GateTraining::new(model, &corpus, options)?
+            .stop(self.stop.clone())
+            .say("base", format_args!("{:032x}", self.fingerprint));
+        if args.resume && path.is_file() {
+            training.resume(&path)?;
+            self.context.note(format_args!("gates go on after step {}", training.step()));
+        }
+        train::made(&args.out)?;
+        let bar = self.context.bar(Some(args.gate_steps), "training gates {bar:24} {pos}/{len}, ETA {eta}");
+        bar.set_position(training.step());
+        bar.reset_eta();
+        let gates = training.run(Some(&path), &mut |report| {
+            bar.set_position(report.step);
+            Ok(())
+        });
+        bar.finish_and_clear();
+        let step = training.step();
+        gates?.ok_or_else(|| {
+            Error::stopped(format!(
+                "stopped after step {step} of the gates; the same command with --resume goes on"
+            ))
+        })
     }
 
     /// Tokens that dictionaries are fitted to.
@@ -300,8 +332,8 @@ impl Work<'_> {
             lr: Some(args.lr),
             warmup: None,
             weight_decay: 0.0,
-            precision: tiebeam::Precision::F32,
-            seed: 1,
+            precision: args.precision,
+            seed: args.seed,
             every: args.steps.div_ceil(5),
         };
         let options = how.options(converted.config.width);
@@ -316,7 +348,7 @@ impl Work<'_> {
             training = training.teacher(&resting, args.tail)?;
         }
         let checkpoint = args.out.join(CHECKPOINT);
-        if args.resume {
+        if args.resume && checkpoint.is_file() {
             training.resume(&checkpoint)?;
             self.context.note(format_args!("goes on after step {}", training.step()));
         }

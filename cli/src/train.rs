@@ -199,9 +199,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 
 /// The name of the checkpoint in the folder of a training.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
+/// The name of the checkpoint of gates.
+pub const GATES: &str = "gates.safetensors";
 
 /// Files of models, adapters and trainings, which a new one must not be mixed with.
-const FOREIGN: [&str; 7] = [
+const FOREIGN: [&str; 8] = [
     "model.safetensors",
     "model.safetensors.index.json",
     "config.json",
@@ -209,6 +211,7 @@ const FOREIGN: [&str; 7] = [
     "tokenizer.model",
     "adapter_config.json",
     CHECKPOINT,
+    GATES,
 ];
 
 /// Checks that a folder has a checkpoint to go on from, or else nothing of another model. Returns the checkpoint's path.
@@ -222,9 +225,9 @@ pub fn fresh(out: &Path, resume: bool) -> Result<PathBuf> {
     }
     match FOREIGN.iter().find(|name| out.join(name).exists()) {
         None => Ok(checkpoint),
-        Some(&CHECKPOINT) => Err(Error::config(format!(
+        Some(&name @ (CHECKPOINT | GATES)) => Err(Error::config(format!(
             "{} is there already; --resume goes on with it, or name another folder",
-            checkpoint.display()
+            out.join(name).display()
         ))),
         Some(name) => Err(Error::config(format!(
             "{} has a {name} of another model; name a new folder with --out",

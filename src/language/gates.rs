@@ -1,51 +1,162 @@
 //! Training the gates of FoldGPT, which tell what each block is worth.
 
 use super::data::Data;
+use super::training::check_same;
 use crate::error::{Error, Result};
 use crate::models::foldgpt::Gated;
 use crate::models::lm::Lm;
 use crate::nn::Module;
-use crate::optim::{AdamW, AdamWConfig, Group};
+use crate::optim::{AdamW, AdamWConfig, Group, LossScale};
+use crate::precision::{Precision, autocast};
 use crate::rng::Rng;
+use crate::setters::setters;
 use crate::train::{Report, Trainer};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Trains a gate for each block of a model, whose weights rest, on `steps` batches of one window: cross-entropy plus a
-/// [penalty](Gated::penalty) that drives the gates to 0 or 1 with `removed` of them near 0. Returns the gates.
+/// How gates are trained.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct GateOptions {
+    /// Steps of one window each.
+    pub steps: u64,
+    /// Blocks whose gates are driven to 0.
+    pub removed: usize,
+    /// How products and activations are stored.
+    pub precision: Precision,
+    /// Start of the random numbers that choose windows.
+    pub seed: u64,
+}
+
+setters!(GateOptions { steps: u64, removed: usize, precision: Precision, seed: u64 });
+
+impl Default for GateOptions {
+    /// 60 steps, after which one block is told from the rest.
+    fn default() -> GateOptions {
+        GateOptions { steps: 60, removed: 1, precision: Precision::F32, seed: 1 }
+    }
+}
+
+/// A run that trains a gate for each block of a model, whose weights rest: cross-entropy plus a [penalty](Gated::penalty) that drives
+/// gates to 0 or 1 with [`GateOptions::removed`] of them near 0.
 ///
-/// # Errors
-/// [`Error::Config`] when no block would remain or the text is too short; [`Error::Stopped`] if the flag was set; what `on` returns; when the
-/// device fails.
-pub fn train_gates(
-    model: &Lm,
-    data: &dyn Data,
-    (steps, removed): (u64, usize),
-    stop: &Arc<AtomicBool>,
-    on: &mut dyn FnMut(&Report) -> Result<()>,
-) -> Result<Vec<f32>> {
-    let depth = model.blocks.len();
-    if removed >= depth {
-        return Err(Error::config(format!("{removed} of {depth} blocks are to be removed; one must remain")));
+/// ```
+/// # use tiebeam::{Gpu, Rng};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::language::{Corpus, GateOptions, GateTraining};
+/// use tiebeam::models::{foldgpt::ranking, lm::{Lm, LmConfig}};
+/// let config = LmConfig::small().vocab(5).width(16).heads(2).kv_heads(2).hidden(32).context(8).depth(3);
+/// let model = Lm::new(&gpu, config, &mut Rng::new(1));
+/// let corpus = Corpus::new((0..500).map(|i| i * i % 5).collect(), 5)?;
+/// let mut training = GateTraining::new(&model, &corpus, GateOptions::default().steps(4))?;
+/// let gates = training.run(None, &mut |_report| Ok(()))?.expect("nothing stopped it");
+/// let least = ranking(&gates)[0];
+/// assert!(least < 3 && gates[least] < 1.0);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+pub struct GateTraining<'a> {
+    gated: Gated,
+    data: &'a dyn Data,
+    options: GateOptions,
+    trainer: Trainer,
+    said: BTreeMap<String, String>,
+}
+
+impl<'a> GateTraining<'a> {
+    /// Begins a run with gates of 1.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when no block would remain or the text is too short; when the device fails.
+    pub fn new(model: &Lm, data: &'a dyn Data, options: GateOptions) -> Result<GateTraining<'a>> {
+        let (depth, removed) = (model.blocks.len(), options.removed);
+        if removed >= depth {
+            return Err(Error::config(format!(
+                "{removed} of {depth} blocks are to be removed; one must remain"
+            )));
+        }
+        data.check(&model.config)?;
+        let mut resting = model.clone();
+        resting.freeze(|_| true);
+        let gated = Gated::new(resting);
+        let gpu = model.gpu();
+        let group = Group::new(gated.parameters().trainable());
+        let optimizer = AdamW::new(gpu, vec![group], AdamWConfig::default().lr(RATE))?;
+        let trainer = Trainer::new(optimizer)
+            .scale(LossScale::of(gpu, options.precision)?)
+            .rng(Rng::new(options.seed))
+            .total(options.steps);
+        Ok(GateTraining { gated, data, options, trainer, said: BTreeMap::new() })
     }
-    data.check(&model.config)?;
-    let mut resting = model.clone();
-    resting.freeze(|_| true);
-    let gated = Gated::new(resting);
-    let (gpu, keep) = (model.gpu(), (depth - removed) as f32 / depth as f32);
-    let named = gated.gates.iter().enumerate().map(|(i, gate)| (format!("gates.{i}"), gate.clone()));
-    let group = Group::new(named.collect::<Vec<_>>());
-    let optimizer = AdamW::new(gpu, vec![group], AdamWConfig::default().lr(RATE))?;
-    let mut trainer = Trainer::new(optimizer).rng(Rng::new(1)).stop(stop.clone());
-    let loss = |step, rng: &mut Rng| {
-        let [tokens, targets] = data.batch(gpu, [1, model.config.context], step, rng);
-        let loss = gated.forward(&tokens).cross_entropy(&targets, None);
-        Ok(loss.add(&gated.penalty(POLARISATION, 1.0, keep)))
-    };
-    if !trainer.train(steps, loss, on)? {
-        return Err(Error::stopped("stopped; nothing was written"));
+
+    /// Sets a flag that ends the run after the present step once it is true.
+    #[must_use]
+    pub fn stop(self, flag: Arc<AtomicBool>) -> GateTraining<'a> {
+        GateTraining { trainer: self.trainer.stop(flag), ..self }
     }
-    gated.gates.iter().map(|gate| gate.clamp(0.0, 1.0).item()).collect()
+
+    /// Adds what else must be the same when the run goes on, such as the model's name.
+    #[must_use]
+    pub fn say(mut self, name: &str, value: impl std::fmt::Display) -> GateTraining<'a> {
+        self.said.insert(format!("gates.{name}"), value.to_string());
+        self
+    }
+
+    /// Steps so far.
+    pub fn step(&self) -> u64 {
+        self.trainer.step()
+    }
+
+    fn settings(&self) -> BTreeMap<String, String> {
+        let o = &self.options;
+        let own = [
+            ("steps", o.steps.to_string()),
+            ("removed", o.removed.to_string()),
+            ("precision", o.precision.to_string()),
+            ("seed", o.seed.to_string()),
+            ("data", format!("{:032x}", self.data.id())),
+        ];
+        let mut all = self.gated.model.config.metadata();
+        all.extend(own.map(|(name, value)| (format!("gates.{name}"), value)));
+        all.extend(self.said.clone());
+        all
+    }
+
+    /// Goes on from a checkpoint that [`GateTraining::run`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a checkpoint of another model, text or options, with what differs; when it cannot be read.
+    pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
+        check_same(checkpoint, &self.settings())?;
+        self.trainer.load(checkpoint, &self.gated.gates)?;
+        Ok(())
+    }
+
+    /// Trains to the last step, and returns the gates within 0 and 1, or `None` if the flag of [`GateTraining::stop`] ended it before.
+    /// `checkpoint` is written in both cases.
+    ///
+    /// # Errors
+    /// What `on` returns; when a file cannot be written or the device fails.
+    pub fn run(
+        &mut self,
+        checkpoint: Option<&Path>,
+        on: &mut dyn FnMut(&Report) -> Result<()>,
+    ) -> Result<Option<Vec<f32>>> {
+        let (gated, data, options) = (&self.gated, self.data, self.options);
+        let (gpu, depth) = (gated.model.gpu(), gated.gates.len() as f32);
+        let keep = (depth - options.removed as f32) / depth;
+        let loss = |step, rng: &mut Rng| {
+            let [tokens, targets] = data.batch(gpu, [1, gated.model.config.context], step, rng);
+            let loss = autocast(options.precision, || gated.forward(&tokens).cross_entropy(&targets, None));
+            Ok(loss.add(&gated.penalty(POLARISATION, 1.0, keep)))
+        };
+        let done = self.trainer.train(options.steps, loss, on)?;
+        if let Some(path) = checkpoint {
+            self.trainer.save_with(path, &gated.gates, &self.settings())?;
+        }
+        if done { gated.values().map(Some) } else { Ok(None) }
+    }
 }
 
 /// Gates move from 1 to 0 within some 50 steps at this rate.

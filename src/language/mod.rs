@@ -16,5 +16,5 @@ pub use curve::Point;
 pub use data::{Data, evaluate};
 #[cfg(feature = "text")]
 pub use examples::Examples;
-pub use gates::train_gates;
+pub use gates::{GateOptions, GateTraining};
 pub use training::{Progress, Training, TrainingOptions};

@@ -251,16 +251,7 @@ impl<'a> Training<'a> {
     /// # Errors
     /// [`Error::Format`] for a checkpoint of another model, text or options, with what differs; when it cannot be read.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
-        let metadata = File::open(checkpoint)?.metadata().clone();
-        let wrong = |message: String| Error::format(checkpoint, message);
-        for (name, here) in &self.settings() {
-            let there = metadata.get(name).map_or("not said", String::as_str);
-            if there != here {
-                return Err(wrong(format!(
-                    "this checkpoint is of another run: `{name}` is '{there}' there and '{here}' here"
-                )));
-            }
-        }
+        let metadata = check_same(checkpoint, &self.settings())?;
         let curve = curve::parse(metadata.get("train.curve").map_or("", String::as_str))?;
         self.trainer.load(checkpoint, &Trained(self.model.parameters().trainable()))?;
         self.open = metadata.get("train.open").and_then(|text| Open::parse(text)).unwrap_or_default();
@@ -339,6 +330,24 @@ impl<'a> Training<'a> {
         // What rests is not written again at every point.
         self.trainer.save_with(path, &Trained(self.model.parameters().trainable()), &metadata)
     }
+}
+
+/// Checks that a checkpoint says the same as the settings of a run. Returns all that it says.
+pub(super) fn check_same(
+    checkpoint: &Path,
+    settings: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>> {
+    let metadata = File::open(checkpoint)?.metadata().clone();
+    for (name, here) in settings {
+        let there = metadata.get(name).map_or("not said", String::as_str);
+        if there != here {
+            return Err(Error::format(
+                checkpoint,
+                format!("this checkpoint is of another run: `{name}` is '{there}' there and '{here}' here"),
+            ));
+        }
+    }
+    Ok(metadata)
 }
 
 /// The leaves of a model under their names.

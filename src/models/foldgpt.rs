@@ -17,7 +17,7 @@ use crate::tensor::Tensor;
 /// A model whose blocks have gates.
 #[non_exhaustive]
 pub struct Gated {
-    /// The model. Its blocks must not share weights.
+    /// The model.
     pub model: Lm,
     /// One scalar `[1]` per block, initially 1.
     pub gates: Vec<Tensor>,
@@ -55,16 +55,12 @@ impl Gated {
         polar.add(&mean.affine(1.0, -keep).square())
     }
 
-    /// Returns the blocks from the least important to the most, by gate.
+    /// Returns the gates as numbers within 0 and 1.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn ranking(&self) -> Result<Vec<usize>> {
-        let values: Result<Vec<f32>> = self.gates.iter().map(|g| g.clamp(0.0, 1.0).item()).collect();
-        let values = values?;
-        let mut order: Vec<usize> = (0..values.len()).collect();
-        order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
-        Ok(order)
+    pub fn values(&self) -> Result<Vec<f32>> {
+        self.gates.iter().map(|gate| gate.clamp(0.0, 1.0).item()).collect()
     }
 
     /// Returns the model without the blocks in `removed`. The others form groups of `group` neighbours that share the
@@ -75,6 +71,17 @@ impl Gated {
     pub fn fold(&self, removed: &[usize], group: usize) -> Result<Lm> {
         self.model.folded(removed, group)
     }
+}
+
+/// Returns the blocks from the least important to the most, by the values of their gates.
+///
+/// ```
+/// assert_eq!(tiebeam::models::foldgpt::ranking(&[0.9, 0.0, 0.7]), [1, 2, 0]);
+/// ```
+pub fn ranking(values: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    order
 }
 
 /// Returns the loss of the repair: `KL(teacher || student)` of the scores at temperature `t`, times `t^2`, plus the mean

@@ -2,7 +2,7 @@
 
 use crate::support::{download, gpu, quiet};
 use tiebeam::models::convert::{RecursivePlan, Selection, low_rank, untied_names};
-use tiebeam::models::foldgpt::{Gated, tail_distillation};
+use tiebeam::models::foldgpt::{Gated, ranking, tail_distillation};
 use tiebeam::models::lm::{ExpertsConfig, FeedForward, Lm, LmConfig, NormKind};
 use tiebeam::models::mor::{Keys, Mor, Routing, capacities};
 use tiebeam::models::sharing::Sharing;
@@ -457,7 +457,7 @@ fn gates_fold_a_model() {
     };
     assert!(penalty([1.0, 0.0, 1.0, 0.0], &mut gated) < penalty([0.5; 4], &mut gated));
     penalty([0.9, 0.0, 0.7, 1.0], &mut gated);
-    assert_eq!(gated.ranking().unwrap(), [1, 2, 0, 3]);
+    assert_eq!(ranking(&gated.values().unwrap()), [1, 2, 0, 3]);
     // A gate of 0 removes the block.
     gated.gates = [1.0, 0.0, 1.0, 1.0].map(|v| Tensor::from_slice(gpu(), &[v], [1])).to_vec();
     let folded = gated.fold(&[1], 1).unwrap();

@@ -4,7 +4,11 @@
 use crate::support::folder::Folder;
 use crate::support::{download, gpu};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tiebeam::language::{Corpus, GateOptions, GateTraining, Training, TrainingOptions};
 use tiebeam::models::conversion::{Conversion, ConversionOptions};
+use tiebeam::models::foldgpt::ranking;
 use tiebeam::models::llama::{Form, Published};
 use tiebeam::models::lm::{ExpertsConfig, Lm, LmConfig, MlpKind, NormKind, Positions, Saved, SessionOptions};
 use tiebeam::models::sharing::Sharing;
@@ -417,4 +421,49 @@ fn recipes_by_matrix_share_what_they_name() {
         ids.len()
     };
     assert_eq!(["q", "k", "v", "o", "gate", "up", "down"].map(distinct), [6, 1, 1, 6, 6, 2, 2]);
+}
+
+/// A small model that was trained for a little, of which one block does nothing.
+fn idle_block(corpus: &Corpus, idle: usize) -> Lm {
+    let model = Lm::new(gpu(), config().depth(4), &mut Rng::new(1));
+    let options = TrainingOptions::default().steps(40).warmup(4).batch(8).lr(0.01).every(40);
+    assert!(Training::new(&model, corpus, options).unwrap().run(None, &mut |_| Ok(())).unwrap());
+    let mut model = model.untied(&[0, 1, 2, 3]).unwrap();
+    model.blocks[idle]
+        .map(|name, x| {
+            Ok(if name.starts_with("attention.o") || name.contains("down") {
+                x.scale(0.0)
+            } else {
+                x.clone()
+            })
+        })
+        .unwrap();
+    model
+}
+
+#[test]
+fn gates_find_the_block_that_does_nothing_and_go_on_with_the_same_bits() {
+    let corpus = Corpus::new((0..2000u32).map(|i| (i * i + i / 7) % 13).collect(), 13).unwrap();
+    let model = idle_block(&corpus, 2);
+    let options = GateOptions::default().steps(30);
+    let whole = GateTraining::new(&model, &corpus, options).unwrap().run(None, &mut |_| Ok(()));
+    let whole = whole.unwrap().expect("nothing stopped it");
+    assert!(ranking(&whole)[0] == 2 && whole[2] < 0.6 && whole[0] > 0.8, "{whole:?}");
+    // Stopped in the middle, it goes on from its file; another run's file is refused.
+    let folder = Folder::new("gates");
+    let path = folder.join("gates.safetensors");
+    let flag = Arc::new(AtomicBool::new(false));
+    let mut first = GateTraining::new(&model, &corpus, options).unwrap().stop(flag.clone());
+    let stopped = first.run(Some(&path), &mut |report| {
+        flag.fetch_or(report.step == 11, Ordering::Relaxed);
+        Ok(())
+    });
+    assert!(stopped.unwrap().is_none() && (11..30).contains(&first.step()));
+    let mut other = GateTraining::new(&model, &corpus, options.removed(2)).unwrap();
+    let error = other.resume(&path).unwrap_err().to_string();
+    assert!(error.contains("`gates.removed` is '1' there and '2' here"), "{error}");
+    let mut second = GateTraining::new(&model, &corpus, options).unwrap();
+    second.resume(&path).unwrap();
+    assert_eq!(second.step(), first.step());
+    assert_eq!(second.run(Some(&path), &mut |_| Ok(())).unwrap().expect("nothing stopped it"), whole);
 }

@@ -91,6 +91,20 @@ fn a_trained_model_is_run_converted_and_written_out() {
     let again = Lm::open(&gpu, folder.join("again")).unwrap();
     let most = scores(&model).iter().zip(scores(&again)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(most < 1e-3, "of full rank: {most}");
+    // What was done is not done again, gates included.
+    let fold = "convert plain fold:2 --remove 1 --gate-steps 5 --steps 2 --text text.txt --windows 2 --seed 3 --out folded";
+    let mut fold: Vec<&str> = fold.split(' ').collect();
+    let notes = |args: &[&str]| text(&run(&folder, args).stderr);
+    let told = notes(&fold);
+    assert!(told.contains("are removed") && told.contains("folded/model.safetensors"), "{told}");
+    let told = failed(&folder, &fold);
+    assert!(told.contains("name a new folder"), "{told}");
+    let bytes = || std::fs::read(folder.join("folded/model.safetensors")).unwrap();
+    let first = bytes();
+    fold.push("--resume");
+    let told = notes(&fold);
+    assert!(told.contains("gates go on after step 5") && told.contains("goes on after step 2"), "{told}");
+    assert!(bytes() == first, "another model");
 }
 
 /// A model may have more rows than its tokenizer has tokens. They are never drawn.
