@@ -18,6 +18,7 @@ pub use crate::ops::product::conv::Conv2dConfig;
 pub use crate::ops::product::conv_transpose::ConvTranspose2dConfig;
 pub use crate::ops::product::conv1d::Conv1dConfig;
 pub use crate::ops::product::lookup::lookup;
+pub use crate::ops::product::materialise::materialise;
 pub use crate::ops::product::matmul::{Activation, Epilogue};
 pub use crate::ops::product::narrow::stored;
 pub use crate::ops::reduction::cross_entropy_with::CrossEntropy;

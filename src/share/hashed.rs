@@ -7,11 +7,14 @@
 
 use super::tied::dense;
 use super::{LeafGrads, Load, Site};
+use crate::dtype::DType;
 use crate::gpu::Gpu;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::moves::embedding_sum::sum_by_index;
+use crate::ops::product::conv::Conv2dConfig;
+use crate::ops::product::materialise::materialise;
 use crate::ops::product::matmul::Epilogue;
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -239,11 +242,9 @@ impl Site for Hashed {
         let draw = &self.draw;
         if draw.mapping != Mapping::Stable {
             // This is the adjoint of a lookup, sorted by position.
-            let positions = Tensor::from_slice(gpu, &draw.positions(), [dw.count()]);
-            let signs = Tensor::from_slice(gpu, &draw.signs(), [dw.count()]);
-            let parts = dw.reshape([dw.count()]).mul(&signs).scale(draw.scale);
+            let [places, parts] = self.places(&dw);
             let shape = *self.omega.shape();
-            return grads.add_with(0, |into| sum_by_index(&parts, 0, shape, &positions, into));
+            return grads.add_with(0, |into| sum_by_index(&parts, 0, shape, &places, into));
         }
         let m = draw.stored;
         grads.add_with(0, |into| {
@@ -268,6 +269,26 @@ impl Site for Hashed {
             }
             domega
         });
+    }
+}
+
+impl Hashed {
+    /// The positions that the weights read, and what `dw` adds to each.
+    fn places(&self, dw: &Tensor) -> [Tensor; 2] {
+        let (gpu, count, load) = (dw.gpu(), dw.count(), self.load());
+        let places = Tensor::empty(gpu, "hashed_places", [count], DType::U32);
+        let parts = Tensor::empty(gpu, "hashed_places", [count], DType::F32);
+        let mut source = Source::file("hashed_places");
+        for (name, value) in load.constants {
+            source = source.u32(name, value);
+        }
+        let launch = Launch::new("hashed_places", &source, "main", grid(count.div_ceil(64)))
+            .bind("dw", dw)
+            .output("places", &places)
+            .output("parts", &parts)
+            .set("site", load.params);
+        gpu.launch(launch.turns(1));
+        [places, parts]
     }
 }
 
@@ -373,6 +394,28 @@ pub(super) fn cases() -> Vec<Case> {
             let name = format!("{mapping:?} {rows} {n} {k} of {stored}").to_lowercase();
             all.push(Case::new(name, inputs, forward, reference).ulps(16.0, 32.0));
         }
+    }
+    // The filters of a convolution, of which the last weights are the store's first again.
+    for mapping in [Mapping::Tile([2, 3]), Mapping::Stable] {
+        let draw =
+            Draw { stored: 23, size: [3, 2 * 2 * 3], offset: 5, layer: 1, scale: 0.5, mapping, seeds: SEEDS };
+        let inputs = vec![Input::normal([2, 2, 5, 4]), Input::normal([23])];
+        let forward = move |x: &[Tensor]| {
+            let weight = materialise(&Hashed::new(&x[1], draw).shared()).reshape([3, 2, 2, 3]);
+            x[0].conv2d(&weight, None, Conv2dConfig::default())
+        };
+        let reference = move |x: &[Array]| {
+            let w = weight64(&draw, &x[1]);
+            let at =
+                |b: usize, c: usize, row: usize, col: usize| x[0].data[((b * 2 + c) * 5 + row) * 4 + col];
+            Array::from_fn([2, 3, 4, 2], |i| {
+                let (b, out, row, col) = (i / 24, i / 8 % 3, i / 2 % 4, i % 2);
+                let term = |q: usize| at(b, q / 6, row + q / 3 % 2, col + q % 3) * w.data[out * 12 + q];
+                (0..12).map(term).sum()
+            })
+        };
+        let name = format!("convolution {mapping:?}").to_lowercase();
+        all.push(Case::new(name, inputs, forward, reference).ulps(16.0, 32.0));
     }
     let inputs = vec![Input::normal([6, 3])];
     let features = |x: &[Tensor]| UnifiedEmbedding::new(&x[0], &[2, 1]).forward(&[vec![7, 9], vec![7, 123]]);

@@ -9,7 +9,7 @@
 use crate::support::{download, gpu, other_kernels};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tiebeam::nn::{Linear, lookup};
+use tiebeam::nn::{Linear, lookup, materialise};
 use tiebeam::ops::case::Array;
 use tiebeam::share::{
     Bone, DepthLora, Dictionary, Draw, Factored, Hashed, LeafGrads, Load, LowRank, Mapping, Miss, Packed,
@@ -568,7 +568,8 @@ fn load_site(row: u32, col: u32) -> vec4<f32> {
 #[test]
 fn a_weight_that_is_stored_turned_is_looked_up_turned() {
     for shape in [[5, 5], [4, 8]] {
-        let theta = Tensor::randn(gpu(), shape, &mut Rng::new(3)).requires_grad();
+        let mut rng = Rng::new(3);
+        let theta = Tensor::randn(gpu(), shape, &mut rng).requires_grad();
         let site = Turned(theta.clone()).shared();
         check_law(&site).unwrap();
         let ids = Tensor::from_slice(gpu(), &[1u32, 3], [2]);
@@ -576,6 +577,13 @@ fn a_weight_that_is_stored_turned_is_looked_up_turned() {
         assert_eq!(download(&rows), download(&theta.t().index_select(0, &ids)), "{shape:?}");
         let grads = rows.sum_all().backward().unwrap();
         let want = Array::from_fn(shape, |i| (i % shape[1] == 1 || i % shape[1] == 3) as u8 as f64);
+        assert_eq!(download(grads.get(&theta).unwrap()), want.data, "{shape:?}");
+        // The whole weight is as a tensor what it is, and hands its gradient on.
+        let whole = materialise(&site);
+        assert_eq!(download(&whole), download(&theta.t()), "{shape:?}");
+        let column = Tensor::randn(gpu(), [shape[1], 1], &mut rng);
+        let grads = whole.mul(&column).sum_all().backward().unwrap();
+        let want = Array::from_fn(shape, |i| download(&column)[i % shape[1]]);
         assert_eq!(download(grads.get(&theta).unwrap()), want.data, "{shape:?}");
     }
 }

@@ -9,6 +9,7 @@
 //! | the same of some rows | `y[i] = x[rows[i]] W^T` | [`linear_gathered`](crate::Tensor::linear_gathered), [`add_linear_scattered`](crate::Tensor::add_linear_scattered) |
 //! | combinations of atoms | `w[l] = sum_s c[l, s] atoms[s]` | [`combine`](crate::Tensor::combine) |
 //! | rows of any weight by ids | `y[.., c] = W[ids[..], c]` | [`nn::lookup`](crate::nn::lookup) |
+//! | a whole weight, for ops that take tensors | `W` | [`nn::materialise`](crate::nn::materialise) |
 //! | convolution of images, of sequences | cross-correlation | [`conv2d`](crate::Tensor::conv2d), [`conv1d`](crate::Tensor::conv1d) |
 //! | its adjoint | | [`conv_transpose2d`](crate::Tensor::conv_transpose2d) |
 //! | windows of images | the largest element, or the mean | [`max_pool2d`](crate::Tensor::max_pool2d), [`avg_pool2d`](crate::Tensor::avg_pool2d), [`global_avg_pool2d`](crate::Tensor::global_avg_pool2d) |
@@ -30,6 +31,7 @@ pub mod conv_transpose;
 mod einsum;
 mod linear;
 pub(crate) mod lookup;
+pub(crate) mod materialise;
 pub mod matmul;
 pub(crate) mod mixed;
 pub mod narrow;
