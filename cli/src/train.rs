@@ -328,20 +328,13 @@ impl Samples<'_> {
         if prompt.is_empty() {
             return Ok(String::new());
         }
-        let mut sampler =
-            Sampler::new(SamplerOptions::default().temperature(0.8).seed(self.seed + point.step))?;
+        let options = SamplerOptions::default().temperature(0.8).seed(self.seed + point.step);
+        let mut sampler = Sampler::new(options.vocab(self.words.table()))?;
         let mut session = self.model.session(context)?;
-        let mut scores = session.push(&prompt)?;
-        let mut tokens = prompt;
-        while tokens.len() < context.min(200) {
-            let token = sampler.pick(&scores[..scores.len().min(self.words.table())])?;
-            if self.words.ends().contains(&token) {
-                break;
-            }
-            tokens.push(token);
-            scores = session.push(&[token])?;
-        }
-        self.words.decode(&tokens)
+        let scores = session.push(&prompt)?;
+        let most = context.min(200).saturating_sub(prompt.len());
+        let more = session.generate(scores, most, &mut sampler, |t| Ok(!self.words.ends().contains(&t)))?;
+        self.words.decode(&[prompt, more].concat())
     }
 }
 

@@ -16,14 +16,16 @@ pub struct SamplerOptions {
     pub top_p: f64,
     /// The start of the random numbers.
     pub seed: u64,
+    /// Only the first so many tokens are considered: a model's table may have more rows than its tokenizer has tokens.
+    pub vocab: usize,
 }
 
-setters!(SamplerOptions { temperature: f64, top_k: usize, top_p: f64, seed: u64 });
+setters!(SamplerOptions { temperature: f64, top_k: usize, top_p: f64, seed: u64, vocab: usize });
 
 impl Default for SamplerOptions {
     /// The likeliest token.
     fn default() -> SamplerOptions {
-        SamplerOptions { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+        SamplerOptions { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, vocab: usize::MAX }
     }
 }
 
@@ -36,6 +38,8 @@ impl Default for SamplerOptions {
 ///
 /// let mut likeliest = Sampler::new(SamplerOptions::default())?;
 /// assert_eq!(likeliest.pick(&[0.5, 2.0, -1.0])?, 1);
+/// let mut first = Sampler::new(SamplerOptions::default().vocab(1))?;
+/// assert_eq!(first.pick(&[0.5, 2.0, -1.0])?, 0);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
 pub struct Sampler {
@@ -66,6 +70,7 @@ impl Sampler {
     /// # Errors
     /// [`Error::Config`] when there are no scores, or one is NaN.
     pub fn pick(&mut self, scores: &[f32]) -> Result<u32> {
+        let scores = &scores[..scores.len().min(self.options.vocab)];
         if scores.is_empty() {
             return Err(Error::config("there are no scores to choose from"));
         }

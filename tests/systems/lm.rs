@@ -6,6 +6,7 @@ use crate::support::{download, gpu};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tiebeam::decode::{Sampler, SamplerOptions};
 use tiebeam::language::{Corpus, GateOptions, GateTraining, Training, TrainingOptions};
 use tiebeam::models::conversion::{Conversion, ConversionOptions};
 use tiebeam::models::foldgpt::ranking;
@@ -134,6 +135,30 @@ fn decoding_with_a_cache_is_the_model() {
             }
         }
     }
+}
+
+#[test]
+fn likeliest_tokens_are_generated_to_the_end_of_the_context() {
+    let model = model(config().sharing(Sharing::cycle(2, 2)));
+    let mut want = tokens(4).to_vec::<u32>().unwrap();
+    // Four tokens, and one more for each place that is left and for the scores of the last.
+    while want.len() < 13 {
+        let ids = Tensor::from_slice(gpu(), &want, [1, want.len()]);
+        let last = download(&no_grad(|| model.forward(&ids))).split_off(13 * (want.len() - 1));
+        want.push((0..13).max_by(|&a, &b| last[a].total_cmp(&last[b]).then(b.cmp(&a))).unwrap() as u32);
+    }
+    let from = |most: usize, end: Option<u32>| {
+        let mut session = model.session(12).unwrap();
+        let scores = session.push(&want[..4]).unwrap();
+        let mut likeliest = Sampler::new(SamplerOptions::default()).unwrap();
+        let found = session.generate(scores, most, &mut likeliest, |token| Ok(Some(token) != end)).unwrap();
+        (found, session.length())
+    };
+    assert_eq!(from(99, None), (want[4..].to_vec(), 12));
+    assert_eq!(from(3, None), (want[4..7].to_vec(), 6));
+    assert_eq!(from(0, None), (vec![], 4));
+    let end = want[4..].iter().position(|token| *token == want[6]).unwrap();
+    assert_eq!(from(99, Some(want[6])), (want[4..4 + end].to_vec(), 4 + end));
 }
 
 #[test]

@@ -49,37 +49,35 @@ impl Answer {
         (continues, since): (bool, Instant),
     ) -> Result<Answer> {
         let started = Instant::now();
-        let mut scores = read(runner, session, prompt)?;
+        let scores = read(runner, session, prompt)?;
         let prompt_time = started.elapsed();
         let mut stream = runner.words.stream();
         if continues {
             prompt.iter().try_for_each(|&token| stream.push(token).map(drop))?;
         }
-        let (room, begun) = (runner.args.session(&runner.model).context, Instant::now());
-        let (mut text, mut tokens, mut count, mut first) = (String::new(), Vec::new(), 0, None);
-        let end = loop {
-            // A model's table may have more rows than the tokenizer has tokens.
-            let token = sampler.pick(&scores[..scores.len().min(runner.words.table())])?;
+        let (begun, before, most) = (Instant::now(), session.length(), runner.args.tokens as usize);
+        let (mut text, mut first, mut end) = (String::new(), None, End::Context);
+        let mut tokens = session.generate(scores, most, sampler, |token| {
             first.get_or_insert(since.elapsed());
-            if runner.words.ends().contains(&token) {
-                break End::Model;
+            let over = match () {
+                () if runner.words.ends().contains(&token) => Some(End::Model),
+                () if runner.stop.load(Ordering::Relaxed) => Some(End::Stopped),
+                () => None,
+            };
+            if let Some(over) = over {
+                end = over;
+                return Ok(false);
             }
-            count += 1;
             let piece = stream.push(token)?;
             runner.context.print(&piece);
             text += &piece;
-            if runner.stop.load(Ordering::Relaxed) {
-                break End::Stopped;
-            }
-            if count >= runner.args.tokens as usize {
-                break End::Tokens;
-            }
-            if session.length() >= room {
-                break End::Context;
-            }
-            scores = session.push(&[token])?;
-            tokens.push(token);
-        };
+            Ok(true)
+        })?;
+        let count = tokens.len();
+        if end == End::Context && count == most {
+            end = End::Tokens;
+        }
+        tokens.truncate(session.length() - before);
         let rest = stream.finish();
         runner.context.print(&rest);
         text += &rest;

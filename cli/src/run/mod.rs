@@ -85,9 +85,10 @@ pub struct Args {
 }
 
 impl Args {
-    fn sampler(&self) -> Result<Sampler> {
+    /// Draws of the tokens that a tokenizer has.
+    fn sampler(&self, vocab: usize) -> Result<Sampler> {
         let options = SamplerOptions::default().temperature(self.temperature).top_p(self.top_p);
-        Sampler::new(options.top_k(self.top_k).seed(self.seed))
+        Sampler::new(options.top_k(self.top_k).seed(self.seed).vocab(vocab))
     }
 
     fn session(&self, model: &Lm) -> SessionOptions {
@@ -159,7 +160,6 @@ struct Runner<'a> {
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let begun = Instant::now();
-    let mut sampler = args.sampler()?;
     let text = args.text(context)?;
     if text.as_ref().is_some_and(String::is_empty) {
         return Err(Error::config("the prompt is empty; give at least one word"));
@@ -167,6 +167,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     // Everything that needs no device is read first, so that what is wrong is said at once.
     let source = Source::open(&args.model, context)?;
     let words = Words::open(&beside(&args.model))?;
+    let mut sampler = args.sampler(words.table())?;
     let chats = !args.raw && words.chat().is_some();
     if text.is_none() && !chats {
         let message = if args.raw { "--raw continues a text" } else { "this model has no chat template" };
