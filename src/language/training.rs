@@ -161,9 +161,10 @@ impl<'a> Training<'a> {
         let TrainingOptions { lr, warmup, steps: total, .. } = options;
         // A store of which matrices are made has one axis, and is no vector.
         let decays = |name: &str, leaf: &Tensor| leaf.shape().len() > 1 || name.ends_with("omega");
-        let [matrices, vectors] = Group::split(model.parameters().trainable(), decays);
+        let [nets, others] = Group::split(model.parameters().trainable(), |name, _| is_of_net(name));
+        let [matrices, vectors] = Group::split(others.params, decays);
         let config = AdamWConfig::default().lr(lr).betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
-        let groups = vec![matrices.weight_decay(options.weight_decay), vectors];
+        let groups = vec![matrices.weight_decay(options.weight_decay), vectors, nets.lr_scale(NET_LR)];
         let groups: Vec<Group> = groups.into_iter().filter(|group| !group.params.is_empty()).collect();
         let trainer = Trainer::new(AdamW::new(gpu, groups, config)?)
             .schedule(Schedule::WarmupCosine { warmup: warmup.clamp(1, total), total, floor: 0.1 })
@@ -330,6 +331,14 @@ impl<'a> Training<'a> {
         // What rests is not written again at every point.
         self.trainer.save_with(path, &Trained(self.model.parameters().trainable()), &metadata)
     }
+}
+
+/// Every number of a network that makes coefficients moves those of all depths, and three layers of them move together, so that at the
+/// rate of matrices the coefficients run away.
+const NET_LR: f32 = 0.1;
+
+fn is_of_net(name: &str) -> bool {
+    name.contains(".net.") && !name.ends_with(".base")
 }
 
 /// Checks that a checkpoint says the same as the settings of a run. Returns all that it says.
