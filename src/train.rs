@@ -468,7 +468,7 @@ impl Trainer {
             return Ok(());
         }
         Err(Error::config(format!(
-            "train: the loss of step {step} is {loss}; go on from a checkpoint before it, with a smaller learning rate"
+            "train: the loss of step {step} is {loss}; begin again with a smaller learning rate, or go on from a checkpoint before it"
         )))
     }
 

@@ -5,10 +5,10 @@ use crate::run::source::Source;
 use crate::train::{self, CHECKPOINT, GATES, How};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use tiebeam::decode::{Windows, perplexity};
+use tiebeam::decode::{Windows, perplexity_with};
 use tiebeam::language::{Corpus, GateOptions, GateTraining, Training};
 use tiebeam::models::conversion::{Conversion, ConversionOptions};
 use tiebeam::models::foldgpt::ranking;
@@ -43,57 +43,66 @@ pub struct Args {
     /// recursive:B, masa:S, fold:G or hashed:F
     #[arg(required_unless_present = "untie", conflicts_with = "untie")]
     conversion: Option<Conversion>,
-    /// Write every matrix where it is used, as a folder that transformers opens
+    /// Write every matrix where it is used, as a folder that transformers opens: for models with RMS norms, rotary positions and SwiGLU
     #[arg(long)]
     untie: bool,
+    /// Untie with an adapter on the weights
+    #[arg(long, value_name = "FOLDER", requires = "untie")]
+    adapter: Option<PathBuf>,
+    /// Take an adapter of another base, such as the same model in another packing
+    #[arg(long, requires = "adapter")]
+    other_base: bool,
     /// Folder for the model and its tokenizer
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// Text to measure perplexity on, to fit dictionaries and gates to, and to train on
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "untie")]
     text: Option<PathBuf>,
     /// Windows of 256 tokens (or of the model's context, if that is shorter) at the end of the text, on which perplexity is measured
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..), requires = "text")]
     windows: u32,
     /// Rank of each depth's own low-rank parts (in masa, half of it for k and v)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, conflicts_with = "untie")]
     lora: usize,
     /// Groups of neighbouring blocks, each with dictionaries of its own
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, conflicts_with = "untie")]
     groups: usize,
     /// Blocks at the start and the end that a recursive conversion keeps
-    #[arg(long, num_args = 2, value_names = ["FIRST", "LAST"])]
+    #[arg(long, num_args = 2, value_names = ["FIRST", "LAST"], conflicts_with = "untie")]
     ends: Option<Vec<usize>>,
     /// Blocks that a fold conversion leaves out
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, conflicts_with = "untie")]
     remove: usize,
     /// Steps of training of the gates that choose them
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..), requires = "remove")]
     gate_steps: u64,
     /// Type of the weights of an ordinary folder
-    #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16"], requires = "untie")]
     dtype: String,
     /// Steps of training after the conversion, on the text before its last windows
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, conflicts_with = "untie")]
     steps: u64,
     /// Train towards the original model's scores instead of the text's next tokens
-    #[arg(long)]
+    #[arg(long, requires = "steps")]
     distill: bool,
     /// With --distill, compare the streams after so many of the last blocks too
     #[arg(long, default_value_t = 0, requires = "distill")]
     tail: usize,
     /// Windows of a step
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536), requires = "steps")]
     batch: u32,
     /// Highest learning rate
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 1e-4, requires = "steps")]
     lr: f32,
-    /// Products and activations of training in f32, or in f16 or bf16 with f32 sums, weights and optimizer
-    #[arg(long, default_value_t = Precision::F32)]
-    precision: Precision,
-    /// Start of the random numbers that choose windows of the text
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Steps between points of the curve, at which a checkpoint is written [default: a fifth]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), requires = "steps")]
+    every: Option<u64>,
+    /// Products and activations of training in f32, or in f16 or bf16 with f32 sums, weights and optimizer [default: f32]
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// Start of the random numbers that choose windows of the text [default: 1]
+    #[arg(long)]
+    seed: Option<u64>,
     /// Go on with the training, of gates too, from the checkpoints in --out
     #[arg(long)]
     resume: bool,
@@ -117,8 +126,12 @@ struct Work<'a> {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    args.check()?;
     let source = Source::open(&args.model, context)?;
     let words = Words::open(&crate::run::beside(&args.model))?;
+    if let Some(conversion) = args.conversion {
+        conversion.check(source.config(), &args.options())?;
+    }
     let most = source.config().context;
     let window = if source.config().has_learned_positions() { most } else { most.min(WINDOW) };
     let needs_text =
@@ -132,47 +145,78 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             .map_err(|error| Error::io(path, std::io::Error::other(error.to_string())))
     };
     let text = args.text.as_ref().map(windows).transpose()?;
-    args.check()?;
-    // Where a run was stopped while it trained gates, there is no other checkpoint yet.
-    if !(args.resume && args.remove > 0 && args.out.join(GATES).is_file()) {
-        train::fresh(&args.out, args.resume)?;
-    }
+    args.fresh()?;
     let (gpu, stop) = (context.open()?, on_interrupt()?);
     let model = source.load(&gpu, (if args.untie { most } else { window }, Form::F32), context, &stop)?;
+    model.check_angles()?;
     let fingerprint = source.base(&args.model)?.fingerprint;
+    train::made(&args.out)?;
     let work = Work { args, context, gpu: &gpu, text, stop, words: &words, fingerprint };
     match args.conversion {
-        None => work.untie(&model),
+        None => match &args.adapter {
+            Some(folder) => work.untie(&source.adapted(&args.model, &model, folder, args.other_base)?),
+            None => work.untie(&model),
+        },
         Some(conversion) => work.convert(&model, conversion, most),
     }
 }
 
 impl Args {
-    /// Refuses options that would be without effect.
+    /// Refuses options that would be without effect, and a folder that is the model's own.
     fn check(&self) -> Result<()> {
         let none = |what: &str| Err(Error::config(format!("{what} is without effect here; leave it out")));
-        let untie = self.untie;
+        let idle = (self.steps, self.remove) == (0, 0);
+        let real = |path: &Path| std::fs::canonicalize(path).ok();
+        let own = [&self.model, &crate::run::beside(&self.model)].map(|path| real(path));
+        let same = real(&self.out).is_some_and(|out| own.contains(&Some(out)));
         match () {
-            () if untie && (self.steps, self.lora, self.remove) != (0, 0, 0) => {
-                none("--steps, --lora or --remove")
-            }
-            () if untie && (self.distill || self.resume || self.ends.is_some()) => {
-                none("--distill, --resume or --ends")
-            }
-            () if !untie && self.dtype != "f32" => none("--dtype, which is for --untie,"),
-            () if self.steps == 0 && self.distill => none("--distill without --steps"),
-            () if (self.steps, self.remove) == (0, 0) && self.resume => {
-                none("--resume without --steps or --remove")
-            }
+            () if idle && self.resume => none("--resume without --steps or --remove"),
+            () if idle && self.seed.is_some() => none("--seed without --steps or --remove"),
+            () if idle && self.precision.is_some() => none("--precision without --steps or --remove"),
             () if self.remove > 0 && !matches!(self.conversion, Some(Conversion::Fold(_))) => {
                 none("--remove, which is for fold:G,")
             }
+            () if same => Err(Error::config(format!(
+                "{} is the folder of the model itself; name another one with --out",
+                self.out.display()
+            ))),
             () => Ok(()),
+        }
+    }
+
+    /// Checks that the folder is a new one, or has what --resume goes on from: first the gates, if there are any.
+    fn fresh(&self) -> Result<()> {
+        match self.resume && self.remove > 0 {
+            true => train::is_there(&self.out.join(GATES)),
+            false => train::fresh(&self.out, self.resume).map(drop),
+        }
+    }
+
+    /// The options of the conversion, without blocks to be removed.
+    fn options(&self) -> ConversionOptions {
+        let ends = self.ends.as_ref().map_or([0, 0], |ends| [ends[0], ends[1]]);
+        ConversionOptions::default().rank(self.lora).groups(self.groups).ends(ends)
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision.unwrap_or(Precision::F32)
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed.unwrap_or(1)
+    }
+
+    /// What a stopped run leaves.
+    fn left(&self) -> &'static str {
+        match [CHECKPOINT, GATES].iter().any(|name| self.out.join(name).is_file()) {
+            true => "the same command with --resume goes on",
+            false => "nothing was written",
         }
     }
 }
 
 impl Work<'_> {
+    /// Writes an ordinary folder.
     fn untie(&self, model: &Lm) -> Result<()> {
         let dtype = match &self.args.dtype[..] {
             "f16" => DType::F16,
@@ -213,7 +257,7 @@ impl Work<'_> {
                 last = what.into();
             }
         })?;
-        unless_stopped(&self.stop, "nothing was written")?;
+        unless_stopped(&self.stop, args.left())?;
         let ([whole, _], [stored, used]) = (model.counts(), converted.counts());
         self.context.result(format_args!(
             "{conversion}: {stored} of {whole} weights stored ({:.1}%), {used} used",
@@ -222,10 +266,9 @@ impl Work<'_> {
         let after = self.measured(&converted, "after")?;
         let trained =
             if args.steps > 0 { self.train(&converted, model, (conversion, &options))? } else { None };
-        train::made(&args.out)?;
-        self.words.save(&args.out)?;
         let kept = args.out.join("model.safetensors");
         converted.with_context(most)?.save_with(&kept, &self.said(conversion, [before, after, trained]))?;
+        self.words.save(&args.out)?;
         self.context.note(format_args!("wrote {}", kept.display()));
         self.context.record(&json!({
             "line": "converted", "conversion": conversion.to_string(), "lora": args.lora, "groups": args.groups,
@@ -241,8 +284,7 @@ impl Work<'_> {
     /// The options of the conversion, for which gates may have to be trained.
     fn options(&self, model: &Lm) -> Result<ConversionOptions> {
         let args = self.args;
-        let ends = args.ends.as_ref().map_or([0, 0], |ends| [ends[0], ends[1]]);
-        let options = ConversionOptions::default().rank(args.lora).groups(args.groups).ends(ends);
+        let options = args.options();
         if args.remove == 0 {
             return Ok(options);
         }
@@ -258,7 +300,7 @@ impl Work<'_> {
     fn gates(&self, model: &Lm) -> Result<Vec<f32>> {
         let (args, corpus, path) = (self.args, self.corpus(model)?, self.args.out.join(GATES));
         let options = GateOptions::default().steps(args.gate_steps).removed(args.remove);
-        let options = options.precision(args.precision).seed(args.seed);
+        let options = options.precision(args.precision()).seed(args.seed());
         let mut training = GateTraining::new(model, &corpus, options)?
             .stop(self.stop.clone())
             .say("base", format_args!("{:032x}", self.fingerprint));
@@ -266,7 +308,6 @@ impl Work<'_> {
             training.resume(&path)?;
             self.context.note(format_args!("gates go on after step {}", training.step()));
         }
-        train::made(&args.out)?;
         let bar = self.context.bar(Some(args.gate_steps), "training gates {bar:24} {pos}/{len}, ETA {eta}");
         bar.set_position(training.step());
         bar.reset_eta();
@@ -304,9 +345,11 @@ impl Work<'_> {
         let Some(text) = &self.text else { return Ok(None) };
         let bar =
             self.context.bar(Some(text.count() as u64), "perplexity {bar:24} {pos}/{len} windows, ETA {eta}");
-        let found = perplexity(model, text, |_| bar.inc(1));
+        let found = perplexity_with(model, text, |_, _| {
+            bar.inc(1);
+            unless_stopped(&self.stop, self.args.left())
+        });
         bar.finish_and_clear();
-        unless_stopped(&self.stop, "nothing was written")?;
         let found = found?;
         if !found.is_finite() {
             return Err(Error::config(format!(
@@ -332,9 +375,9 @@ impl Work<'_> {
             lr: Some(args.lr),
             warmup: None,
             weight_decay: 0.0,
-            precision: args.precision,
-            seed: args.seed,
-            every: args.steps.div_ceil(5),
+            precision: args.precision(),
+            seed: args.seed(),
+            every: args.every.unwrap_or(args.steps.div_ceil(5)),
         };
         let options = how.options(converted.config.width);
         let mut resting = teacher.clone();
@@ -343,7 +386,6 @@ impl Work<'_> {
             .stop(self.stop.clone())
             .say("conversion", said)
             .say("base", format_args!("{:032x}", self.fingerprint));
-        train::made(&args.out)?;
         if args.distill {
             training = training.teacher(&resting, args.tail)?;
         }
@@ -358,6 +400,7 @@ impl Work<'_> {
                 "stopped after step {step}; the same command with --resume goes on"
             )));
         }
+        train::keep_curve(&args.out, &training, self.gpu)?;
         self.measured(converted, "trained")
     }
 

@@ -1,14 +1,16 @@
 //! `tiebeam finetune`: trains an adapter on the frozen weights of a language model.
 
-use crate::context::{Context, on_interrupt};
+use crate::context::{Context, on_interrupt, unless_stopped};
 use crate::run::beside;
 use crate::run::source::Source;
 use crate::train::{self, How};
 use serde_json::json;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use tiebeam::language::{Data, Examples, Training};
 use tiebeam::models::adapter::{Adapter, AdapterConfig, AdapterKind};
 use tiebeam::models::llama::Form;
+use tiebeam::models::lm::Lm;
 use tiebeam::share::ShardConfig;
 use tiebeam::text::Words;
 use tiebeam::{Error, Precision, Result, Rng, files};
@@ -24,7 +26,7 @@ A line of --data is one of
   {\"instruction\": \"..\", \"input\": \"..\", \"output\": \"..\"}
   {\"messages\": [{\"role\": \"user\", \"content\": \"..\"}, {\"role\": \"assistant\", \"content\": \"..\"}]}
   {\"text\": \"..\"}
-Answers are learned, prompts are not. The folder has the files of PEFT, which PEFT opens, except for mos, which it does not have.";
+Answers are learned, prompts are not; of messages the last one is the answer. The folder has the files of PEFT, which PEFT opens, except for mos, which it does not have.";
 
 /// Train a small adapter on the frozen weights of a language model, packed ones too
 #[derive(clap::Args)]
@@ -86,6 +88,9 @@ pub struct Args {
     /// Start of the random numbers: the adapter, and the order of examples
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Steps between points of the curve, at which a checkpoint is written [default: a tenth]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    every: Option<u64>,
     /// Go on from the checkpoint in --out
     #[arg(long)]
     resume: bool,
@@ -157,17 +162,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         weight_decay: 0.0,
         precision: args.precision,
         seed: args.seed,
-        every: steps.div_ceil(10),
+        every: args.every.unwrap_or(steps.div_ceil(10)),
     };
-    let before = measured(context, &examples, &tuned)?;
+    train::made(&args.out)?;
+    let before = measured(context, &examples, &tuned, &stop)?;
     context.result(format_args!("before: held out {before:.4} nats an answer's token"));
     let mut training = Training::new(&tuned, &examples, how.options(tuned.config.width))?
         .stop(stop)
         .say("adapter", format_args!("{:?}", adapter.config()))
         .say("base", format_args!("{:032x}", base.fingerprint));
-    if !args.resume {
-        train::made(&args.out)?;
-    }
     if args.resume {
         training.resume(&checkpoint)?;
         context.note(format_args!("goes on after step {}", training.step()));
@@ -180,6 +183,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     let after = training.curve().last().map_or(f64::NAN, |point| point.validation);
     adapter.save(&args.out, &model, &base)?;
+    train::keep_curve(&args.out, &training, &gpu)?;
     let bytes = std::fs::metadata(args.out.join("adapter_model.safetensors")).map_or(0, |file| file.len());
     context.result(format_args!(
         "{}: held out {before:.4} before, {after:.4} after {steps} steps; {own} numbers, {}",
@@ -201,11 +205,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn measured(context: &Context, examples: &Examples, model: &tiebeam::models::lm::Lm) -> Result<f64> {
+fn measured(context: &Context, examples: &Examples, model: &Lm, stop: &AtomicBool) -> Result<f64> {
     let bar = context.bar(None, "{spinner} measuring {pos} held-out examples, {elapsed}");
     let found = examples.measure(model, usize::MAX, &mut |done, _| {
         bar.set_position(done as u64);
-        Ok(())
+        unless_stopped(stop, "no step was done")
     });
     bar.finish_and_clear();
     found

@@ -5,6 +5,7 @@ use crate::run::beside;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tiebeam::models::adapter::{AdapterConfig, Base};
 use tiebeam::models::llama::Published;
 use tiebeam::models::lm::{RopeScaling, Saved};
 use tiebeam::store::gguf::Gguf;
@@ -24,7 +25,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
-    /// A GGUF file, a folder with safetensors, or a safetensors file
+    /// A GGUF file, a folder with safetensors or with an adapter, or a safetensors file
     model: PathBuf,
     /// List every tensor
     #[arg(long)]
@@ -46,6 +47,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let path = &located(&args.model);
     if Saved::is_at(path) {
         return saved(args, path, context);
+    }
+    if path.join("adapter_config.json").is_file() {
+        return adapter(args, path, context);
     }
     let published = Published::open(path);
     if !path.exists() {
@@ -101,6 +105,26 @@ fn saved(args: &Args, path: &Path, context: &Context) -> Result<()> {
         Some(reason) => context.result(format_args!("runs         no: {reason}")),
     }
     context.record(&json!({"line": "runs", "runs": reason.is_none(), "reason": reason}))
+}
+
+/// Shows an adapter of `tiebeam finetune` or PEFT.
+fn adapter(args: &Args, path: &Path, context: &Context) -> Result<()> {
+    let tensors = tensors(&path.join("adapter_model.safetensors"), context)?;
+    if args.tensors {
+        list(&tensors, context)?;
+    }
+    let (config, base) = (AdapterConfig::open(path)?, Base::of_adapter(path)?);
+    let base = base
+        .map_or_else(|| "none is named".into(), |base| format!("{} ({:032x})", base.name, base.fingerprint));
+    let (kind, targets) = (format!("{:?}", config.kind), config.targets.join(", "));
+    context.result(format_args!(
+        "adapter      {kind}\nrank         {}\nlayers       {targets}\nbase         {base}",
+        config.rank()
+    ));
+    context.record(&json!({"line": "adapter", "kind": kind, "rank": config.rank(), "targets": config.targets, "base": base}))?;
+    types(&tensors, context)?;
+    context.result("runs         with its model: `tiebeam run MODEL --adapter FOLDER`");
+    Ok(())
 }
 
 fn tensors(path: &Path, context: &Context) -> Result<Vec<Tensor>> {

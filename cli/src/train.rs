@@ -8,7 +8,7 @@ use tiebeam::chart::{self, Frame, Line};
 use tiebeam::decode::{Sampler, SamplerOptions};
 use tiebeam::language::{Corpus, Point, Progress, Training, TrainingOptions};
 use tiebeam::models::lm::{Lm, LmConfig};
-use tiebeam::text::{Words, byte_tokenizer};
+use tiebeam::text::Words;
 use tiebeam::{Error, Gpu, Precision, Result, Rng, files};
 
 const EXAMPLES: &str = "\
@@ -153,6 +153,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     // Everything that needs no device is read first, so that what is wrong is said at once.
     let mut settings = settings(&args.model, context)?;
     let (corpus, words) = corpus(&args.text, args.validation.as_deref(), args.tokenizer.as_deref())?;
+    let words = words.map_or_else(Words::of_bytes, Ok)?;
     settings.entry("vocab".into()).or_insert_with(|| corpus.vocab().to_string());
     let config = LmConfig::from_settings(&settings, &args.model.display().to_string())?;
     let checkpoint = fresh(&args.out, args.resume)?;
@@ -165,21 +166,22 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.resume {
         training.resume(&checkpoint)?;
         context.note(format_args!("goes on after step {}", training.step()));
-    } else {
-        // Nothing was written before everything had been checked.
-        made(&args.out)?;
-        match &words {
-            Some(words) => words.save(&args.out)?,
-            None => files::replace_with(&args.out.join("tokenizer.json"), byte_tokenizer())?,
-        }
     }
-    let words = Words::open(&args.out)?;
+    // Nothing was written before everything had been checked. A run that ends before its first checkpoint leaves an empty folder, in which
+    // the same command begins again.
+    made(&args.out)?;
     let mut samples = Samples { words: &words, prompt: &args.sample, model: &model, seed: args.how.seed };
+    let keep_words = || match args.out.join("tokenizer.json").is_file() {
+        true => Ok(()),
+        false => words.save(&args.out),
+    };
     let done = watched(context, &mut training, Some(&checkpoint), &mut |point| {
+        keep_words()?;
         let text = samples.next(point)?;
         let path = args.out.join("samples.txt");
         files::append(&path, format!("--- step {}\n{text}\n", point.step))
     })?;
+    keep_words()?;
     if !done {
         let (step, out) = (training.step(), args.out.display());
         return Err(Error::stopped(format!(
@@ -207,21 +209,18 @@ const FOREIGN: [&str; 8] = [
     "model.safetensors",
     "model.safetensors.index.json",
     "config.json",
-    "tokenizer.json",
-    "tokenizer.model",
     "adapter_config.json",
     CHECKPOINT,
     GATES,
+    "tokenizer.json",
+    "tokenizer.model",
 ];
 
 /// Checks that a folder has a checkpoint to go on from, or else nothing of another model. Returns the checkpoint's path.
 pub fn fresh(out: &Path, resume: bool) -> Result<PathBuf> {
     let checkpoint = out.join(CHECKPOINT);
     if resume {
-        return match checkpoint.is_file() {
-            true => Ok(checkpoint),
-            false => Err(Error::config(format!("--resume: there is no {}", checkpoint.display()))),
-        };
+        return is_there(&checkpoint).map(|()| checkpoint);
     }
     match FOREIGN.iter().find(|name| out.join(name).exists()) {
         None => Ok(checkpoint),
@@ -233,6 +232,17 @@ pub fn fresh(out: &Path, resume: bool) -> Result<PathBuf> {
             "{} has a {name} of another model; name a new folder with --out",
             out.display()
         ))),
+    }
+}
+
+/// Whether there is a checkpoint to go on from.
+pub fn is_there(checkpoint: &Path) -> Result<()> {
+    match checkpoint.is_file() {
+        true => Ok(()),
+        false => {
+            let path = checkpoint.display();
+            Err(Error::config(format!("--resume: there is no {path}; leave --resume out to begin")))
+        }
     }
 }
 
@@ -252,6 +262,9 @@ fn describe(context: &Context, gpu: &Gpu, model: &Lm, corpus: &Corpus) {
         c.context,
         c.sharing
     ));
+    if stored > used {
+        context.note("the parts of `sharing` store more than the matrices that they stand for; take a smaller rank or fewer atoms");
+    }
     context.note(format_args!(
         "{} tokens to train on, {} held out, {} kinds",
         corpus.train().len(),
@@ -338,35 +351,45 @@ impl Samples<'_> {
     }
 }
 
+/// The losses of training and on held-out tokens.
+fn losses(curve: &[Point]) -> Vec<Line> {
+    let points = |of: fn(&Point) -> f64| curve.iter().map(|p| (p.step as f64, of(p))).collect::<Vec<_>>();
+    vec![Line::new("training", points(|p| p.loss)), Line::new("held out", points(|p| p.validation))]
+}
+
+/// Writes the curve of a run as picture and as lines of JSON into its folder.
+pub fn keep_curve(out: &Path, training: &Training, gpu: &Gpu) -> Result<()> {
+    draw(out, &losses(training.curve()), training.curve(), gpu).map(drop)
+}
+
+/// Writes `loss.svg` with these lines, and `curve.jsonl`. Returns the path of the picture.
+fn draw(out: &Path, lines: &[Line], curve: &[Point], gpu: &Gpu) -> Result<PathBuf> {
+    let picture = out.join("loss.svg");
+    let Some(last) = curve.last() else { return Ok(picture) };
+    let adapter = &gpu.adapter().name;
+    let title = format!("held out {:.4} nats a token after {} steps ({adapter})", last.validation, last.step);
+    let frame = Frame { title: &title, x: "step", y: "loss, nats a token", logarithmic: false };
+    chart::lines(&picture, &frame, lines)?;
+    let line = |p: &Point| {
+        let one = json!({"step": p.step, "loss": p.loss, "validation": p.validation, "seconds": p.seconds});
+        format!("{one}\n")
+    };
+    files::replace_with(&out.join("curve.jsonl"), curve.iter().map(line).collect::<String>())?;
+    Ok(picture)
+}
+
 /// Draws the curve, and prints the result beside what counting predicts.
 fn report(context: &Context, args: &Args, training: &Training, corpus: &Corpus, gpu: &Gpu) -> Result<()> {
     let curve = training.curve();
     let Some(last) = curve.last() else { return Ok(()) };
-    let points = |of: fn(&Point) -> f64| curve.iter().map(|p| (p.step as f64, of(p))).collect::<Vec<_>>();
-    let mut lines =
-        vec![Line::new("training", points(|p| p.loss)), Line::new("held out", points(|p| p.validation))];
+    let mut lines = losses(curve);
     let baselines = corpus.baselines();
     if let Some([single, pair]) = baselines {
         let ends = [curve[0].step as f64, last.step as f64];
         lines.push(Line::level(format!("counts of tokens {single:.3}"), single, ends));
         lines.push(Line::level(format!("counts of pairs {pair:.3}"), pair, ends));
     }
-    let title = format!(
-        "held out {:.4} nats a token after {} steps ({})",
-        last.validation,
-        last.step,
-        gpu.adapter().name
-    );
-    let frame = Frame { title: &title, x: "step", y: "loss, nats a token", logarithmic: false };
-    let picture = args.out.join("loss.svg");
-    chart::lines(&picture, &frame, &lines)?;
-    let line = |p: &Point| {
-        format!(
-            "{}\n",
-            json!({"step": p.step, "loss": p.loss, "validation": p.validation, "seconds": p.seconds})
-        )
-    };
-    files::replace_with(&args.out.join("curve.jsonl"), curve.iter().map(line).collect::<String>())?;
+    let picture = draw(&args.out, &lines, curve, gpu)?;
     let per_byte = corpus
         .bytes_per_token()
         .filter(|&bytes| bytes != 1.0)

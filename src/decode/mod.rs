@@ -1,6 +1,7 @@
 //! Decoding: choosing tokens, measuring how well a model predicts a text, and serving models whose layers share weights.
 
 mod depthwise;
+mod generate;
 mod perplexity;
 mod sample;
 

@@ -44,7 +44,7 @@ impl Examples {
     /// * `{"text": ..}`, all of which is learned,
     /// * `{"prompt": .., "completion": ..}`,
     /// * `{"instruction": .., "input": .., "output": ..}`, where `input` may be missing (Alpaca),
-    /// * `{"messages": [{"role": .., "content": ..}, ..]}`, whose last message is the answer.
+    /// * `{"messages": [{"role": .., "content": ..}, ..]}`, whose last message is the answer; earlier ones of the assistant are not learned.
     ///
     /// Where the model has a chat template, and not if `raw`, prompts and answers are written by it; else the answer follows the prompt
     /// as it is. Answers end with the model's end token. The last tenth is held out, or all of `validation`. Longer examples than
@@ -208,7 +208,7 @@ impl Form<'_> {
         let before = self.words.encode(prompt)?;
         let (learned, answer) = (before.len(), self.words.encode_plain(answer)?);
         if learned == 0 || answer.is_empty() {
-            return Err(Error::config("its prompt or its answer is empty"));
+            return Err(Error::config(EMPTY));
         }
         Ok(Example { tokens: [before, answer, self.end()].concat(), learned })
     }
@@ -217,6 +217,8 @@ impl Form<'_> {
         self.words.ends().first().copied().into_iter().collect()
     }
 }
+
+const EMPTY: &str = "its prompt or its answer is empty";
 
 /// Reads what a line says.
 fn said(json: &Value) -> Result<Said, String> {
@@ -228,18 +230,27 @@ fn said(json: &Value) -> Result<Said, String> {
     if !json["messages"].is_null() {
         let messages: Vec<Message> = serde_json::from_value(json["messages"].clone())
             .map_err(|error| format!("`messages`: {error}"))?;
-        return match messages.last() {
-            Some(last) if last.role == "assistant" => Ok(Said::Messages(messages)),
-            _ => Err("the last of its messages must be the assistant's".into()),
+        return match &messages[..] {
+            [.., last] if last.role != "assistant" => {
+                Err("the last of its messages must be the assistant's".into())
+            }
+            [] | [_] => Err("its `messages` need one before the answer".into()),
+            [.., last] if last.content.trim().is_empty() => Err(EMPTY.into()),
+            _ => Ok(Said::Messages(messages)),
         };
     }
+    let filled = |prompt: String, answer: String| match prompt.is_empty() || answer.is_empty() {
+        true => Err(EMPTY.to_string()),
+        false => Ok(Said::Pair(prompt, answer)),
+    };
     match (text("prompt")?, text("completion")?, text("instruction")?, text("output")?, text("text")?) {
-        (Some(prompt), Some(answer), ..) => Ok(Said::Pair(prompt, answer)),
+        (Some(prompt), Some(answer), ..) => filled(prompt, answer),
         (_, _, Some(instruction), Some(answer), _) => {
             let input = text("input")?.filter(|input| !input.is_empty());
             let prompt = input.map_or(instruction.clone(), |input| format!("{instruction}\n{input}"));
-            Ok(Said::Pair(prompt, answer))
+            filled(prompt, answer)
         }
+        (None, None, None, None, Some(text)) if text.is_empty() => Err("its text is empty".into()),
         (None, None, None, None, Some(text)) => Ok(Said::Text(text)),
         _ => Err("it has neither text, prompt and completion, instruction and output, nor messages".into()),
     }

@@ -134,7 +134,7 @@ impl<'a> GateTraining<'a> {
     }
 
     /// Trains to the last step, and returns the gates within 0 and 1, or `None` if the flag of [`GateTraining::stop`] ended it before.
-    /// `checkpoint` is written in both cases.
+    /// `checkpoint` is written every few steps and in both cases.
     ///
     /// # Errors
     /// What `on` returns; when a file cannot be written or the device fails.
@@ -151,14 +151,23 @@ impl<'a> GateTraining<'a> {
             let loss = autocast(options.precision, || gated.forward(&tokens).cross_entropy(&targets, None));
             Ok(loss.add(&gated.penalty(POLARISATION, 1.0, keep)))
         };
-        let done = self.trainer.train(options.steps, loss, on)?;
-        if let Some(path) = checkpoint {
-            self.trainer.save_with(path, &gated.gates, &self.settings())?;
+        let settings = self.settings();
+        while self.trainer.step() < options.steps {
+            let to = (self.trainer.step() + EVERY).min(options.steps);
+            let done = self.trainer.train(to, loss, &mut *on)?;
+            if let Some(path) = checkpoint {
+                self.trainer.save_with(path, &gated.gates, &settings)?;
+            }
+            if !done {
+                return Ok(None);
+            }
         }
-        if done { gated.values().map(Some) } else { Ok(None) }
+        gated.values().map(Some)
     }
 }
 
+/// Steps between checkpoints.
+const EVERY: u64 = 10;
 /// Gates move from 1 to 0 within some 50 steps at this rate.
 const RATE: f32 = 0.02;
 /// The weight of the polarisation beside a loss of some nats.

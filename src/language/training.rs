@@ -2,7 +2,7 @@
 
 use super::curve::{self, Point};
 use super::data::Data;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::Gpu;
 use crate::models::foldgpt::tail_distillation;
 use crate::models::lm::Lm;
@@ -17,7 +17,7 @@ use crate::train::{Report, Trainer};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// How a model is trained: AdamW with betas 0.9 and 0.95, gradients clipped to norm 1, a warm-up and a cosine to a tenth of the highest
@@ -122,6 +122,7 @@ pub struct Training<'a> {
     data: &'a dyn Data,
     options: TrainingOptions,
     trainer: Trainer,
+    stop: Option<Arc<AtomicBool>>,
     curve: Vec<Point>,
     /// What else must be the same when a run goes on.
     said: BTreeMap<String, String>,
@@ -172,7 +173,7 @@ impl<'a> Training<'a> {
             .rng(Rng::new(options.seed))
             .total(total);
         let (curve, said, open) = (Vec::new(), BTreeMap::new(), Open::default());
-        Ok(Training { model, teacher: None, data, options, trainer, curve, said, open })
+        Ok(Training { model, teacher: None, data, options, trainer, stop: None, curve, said, open })
     }
 
     /// Trains towards another model's scores, `KL(teacher || model)`, instead of the next tokens, and towards its residual streams after
@@ -197,10 +198,10 @@ impl<'a> Training<'a> {
         Ok(Training { teacher: Some((teacher, tail)), ..self })
     }
 
-    /// Sets a flag that ends the run after the present step once it is true.
+    /// Sets a flag that ends the run after the present step, or the present part of a measurement, once it is true.
     #[must_use]
     pub fn stop(self, flag: Arc<AtomicBool>) -> Training<'a> {
-        Training { trainer: self.trainer.stop(flag), ..self }
+        Training { trainer: self.trainer.stop(flag.clone()), stop: Some(flag), ..self }
     }
 
     /// Adds what else must be the same when the run goes on from a checkpoint, such as what an adapter is on.
@@ -273,29 +274,55 @@ impl<'a> Training<'a> {
     ) -> Result<bool> {
         let (started, before, total) = (Instant::now(), self.open.seconds, self.options.steps);
         let seconds = || before + started.elapsed().as_secs_f64();
-        while self.trainer.step() < total {
-            let next = (self.trainer.step() / self.options.every + 1) * self.options.every;
+        let save = |own: &Training| checkpoint.map_or(Ok(()), |path| own.save(path));
+        loop {
+            let step = self.trainer.step();
+            if self.is_due(step) {
+                let Some(validation) = self.measured(step, on)? else {
+                    self.open.seconds = seconds();
+                    return save(self).map(|()| false);
+                };
+                let loss = self.open.sum / self.open.count.max(1) as f64;
+                let point = Point { step, loss, validation, seconds: seconds() };
+                self.open = Open { sum: 0.0, count: 0, seconds: point.seconds };
+                self.curve.push(point);
+                save(self)?;
+                on(Progress::Point(&point))?;
+            }
+            if step >= total {
+                return Ok(true);
+            }
+            let next = (step / self.options.every + 1) * self.options.every;
             let Open { mut sum, mut count, .. } = self.open;
             let done = self.steps(next.min(total), &mut |report| {
                 (sum, count) = (sum + f64::from(report.loss), count + 1);
                 on(Progress::Step(report))
             })?;
-            let step = self.trainer.step();
+            self.open = Open { sum, count, seconds: seconds() };
             if !done {
-                self.open = Open { sum, count, seconds: seconds() };
-                checkpoint.map_or(Ok(()), |path| self.save(path))?;
-                return Ok(false);
+                return save(self).map(|()| false);
             }
-            let limit = if step == total { usize::MAX } else { self.options.validation };
-            let validation =
-                self.data.measure(self.model, limit, &mut |done, of| on(Progress::Measured(done, of)))?;
-            let point = Point { step, loss: sum / count.max(1) as f64, validation, seconds: seconds() };
-            self.open = Open { sum: 0.0, count: 0, seconds: point.seconds };
-            self.curve.push(point);
-            checkpoint.map_or(Ok(()), |path| self.save(path))?;
-            on(Progress::Point(&point))?;
         }
-        Ok(true)
+    }
+
+    /// Whether the curve has a point at this step and it has not been measured, as when a run was stopped there.
+    fn is_due(&self, step: u64) -> bool {
+        let ends = step == self.options.steps || step.is_multiple_of(self.options.every);
+        step > 0 && ends && self.curve.last().is_none_or(|point| point.step < step)
+    }
+
+    /// Measures held-out tokens, all of them at the end. `None` if the run was stopped meanwhile.
+    fn measured(&self, step: u64, on: &mut dyn FnMut(Progress) -> Result<()>) -> Result<Option<f64>> {
+        let limit = if step == self.options.steps { usize::MAX } else { self.options.validation };
+        let stopped = || self.stop.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
+        let found = self.data.measure(self.model, limit, &mut |done, of| match stopped() {
+            true => Err(Error::stopped("stopped while held-out tokens were measured")),
+            false => on(Progress::Measured(done, of)),
+        });
+        match found {
+            Err(error) if error.kind() == ErrorKind::Stopped && stopped() => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// Trains up to a step. Returns whether it was reached.

@@ -1,7 +1,7 @@
 //! Conversions of a trained model to shared weights, by the words that name them.
 
 use super::convert::{RecursivePlan, Selection};
-use super::lm::Lm;
+use super::lm::{Lm, LmConfig};
 use super::masa::MasaPlan;
 use crate::error::{Error, Result};
 use crate::setters::setters;
@@ -79,11 +79,35 @@ pub struct ConversionOptions {
 setters!(ConversionOptions { rank: usize, groups: usize, ends: [usize; 2], removed: Vec<usize> });
 
 impl Conversion {
+    /// Refuses what [`Conversion::apply`] would, as far as the settings tell.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an option that this conversion does not have, and for models of experts.
+    pub fn check(&self, config: &LmConfig, options: &ConversionOptions) -> Result<()> {
+        let ConversionOptions { rank, groups, ends, removed } = options;
+        let (hashed, fold) = (matches!(self, Conversion::Hashed(_)), matches!(self, Conversion::Fold(_)));
+        let recursive = matches!(self, Conversion::Recursive(_));
+        let wrong = [
+            ((fold || hashed) && *rank > 0, "it has no low-rank parts"),
+            (!recursive && *ends != [0, 0], "only a recursive conversion keeps blocks at the ends"),
+            (
+                !matches!(self, Conversion::Masa(_)) && *groups > 1,
+                "only a masa conversion has groups of dictionaries",
+            ),
+            (!fold && !removed.is_empty(), "only a fold conversion removes blocks"),
+            (!hashed && config.experts.is_some(), "models of experts are not converted"),
+        ];
+        match wrong.iter().find(|(is, _)| *is) {
+            Some((_, what)) => Err(Error::config(format!("{self}: {what}"))),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the model with shared weights, and leaves of its own where the conversion made them. A dictionary's groups and low-rank
     /// parts are fitted to `sample`, tokens `[batch, tokens]` of what the model reads. `step` is told what is being done.
     ///
     /// # Errors
-    /// [`Error::Config`] for an option that this conversion does not have, and as [`Lm::recursive`], [`Lm::masa`], [`Lm::folded`] and
+    /// As [`Conversion::check`], and as [`Lm::recursive`], [`Lm::masa`], [`Lm::folded`] and
     /// [`Lm::hashed`].
     pub fn apply(
         &self,
@@ -93,18 +117,8 @@ impl Conversion {
         step: impl FnMut(&str),
     ) -> Result<Lm> {
         let ConversionOptions { rank, groups, ends, removed } = options;
-        let refused = |what: &str| Err(Error::config(format!("{self}: {what}")));
+        self.check(&model.config, options)?;
         match self {
-            Conversion::Fold(_) | Conversion::Hashed(_) if *rank > 0 => refused("it has no low-rank parts"),
-            Conversion::Masa(_) | Conversion::Fold(_) | Conversion::Hashed(_) if *ends != [0, 0] => {
-                refused("only a recursive conversion keeps blocks at the ends")
-            }
-            Conversion::Recursive(_) | Conversion::Fold(_) | Conversion::Hashed(_) if *groups > 1 => {
-                refused("only a masa conversion has groups of dictionaries")
-            }
-            Conversion::Recursive(_) | Conversion::Masa(_) | Conversion::Hashed(_) if !removed.is_empty() => {
-                refused("only a fold conversion removes blocks")
-            }
             Conversion::Recursive(blocks) => {
                 let selection = if *rank > 0 { Selection::Average } else { Selection::Stepwise };
                 let plan = RecursivePlan::default().blocks(*blocks).rank(*rank).selection(selection);

@@ -399,7 +399,8 @@ fn without_weights(folder: &Path, names: &[String]) -> String {
     };
     if names.iter().any(|name| name == "adapter_model.safetensors") {
         return format!(
-            "{none}; it has adapter_model.safetensors, an adapter: merge it into its model first"
+            "{none}; it has adapter_model.safetensors, an adapter: merge it into its model first, by \
+             `tiebeam convert MODEL --untie --adapter FOLDER`"
         );
     }
     if let Some(name) = ending(".safetensors") {

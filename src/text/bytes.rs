@@ -1,5 +1,8 @@
 //! The tokenizer whose tokens are the 256 bytes.
 
+use super::stream::Rule;
+use super::words::{Parts, Words};
+use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
 /// The character by which byte-level tokenizers write a byte: printable ones of Latin-1 by themselves, the others by characters from
@@ -42,4 +45,33 @@ pub fn byte_tokenizer() -> String {
         },
     });
     all.to_string()
+}
+
+impl Words {
+    /// The tokenizer of [`byte_tokenizer`].
+    ///
+    /// ```
+    /// let words = tiebeam::text::Words::of_bytes()?;
+    /// assert_eq!((words.encode("A\u{e9}")?, words.table()), (vec![65, 195, 169], 256));
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// None that is known; the text of the tokenizer is always the same.
+    pub fn of_bytes() -> Result<Words> {
+        let fault = |error: String| Error::config(format!("the tokenizer of bytes: {error}"));
+        let tokenizer = byte_tokenizer().parse().map_err(|error| fault(format!("{error}")))?;
+        let parts = Parts {
+            tokenizer,
+            rule: Rule::byte_level(),
+            before: Vec::new(),
+            after: Vec::new(),
+            begins_chats: false,
+            ends: Vec::new(),
+            limit: 256,
+            kind: "bytes".into(),
+            chat: None,
+        };
+        Words::assembled(parts).map_err(fault)
+    }
 }

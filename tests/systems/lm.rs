@@ -43,6 +43,8 @@ fn all() -> Vec<(String, LmConfig)> {
         "hashed 4",
         "hashed 2 element",
         "q k v o: dictionary 3 output true; gate up: cycle 2 rank 2; tied",
+        "gate up down: dictionary 2 output true; q k v o: low-rank 2; none",
+        "up down: masa groups 2,4 atoms 1,2 rank 2; none",
     ];
     let mut all: Vec<(String, LmConfig)> = sharings
         .iter()

@@ -13,8 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::decode::{Sampler, SamplerOptions};
-use tiebeam::error::ErrorKind;
-use tiebeam::models::adapter::Adapter;
 use tiebeam::models::llama::Form;
 use tiebeam::models::lm::{Lm, SessionOptions};
 use tiebeam::text::{Message, Words};
@@ -122,17 +120,6 @@ impl Args {
     }
 }
 
-/// The model with an adapter on its weights.
-fn adapted(args: &Args, folder: &Path, model: &Lm, source: &Source) -> Result<Lm> {
-    let base = if args.other_base { None } else { Some(source.base(&args.model)?) };
-    Adapter::open(folder, model, base.as_ref())
-        .map_err(|error| match error.kind() {
-            ErrorKind::Config => Error::config(format!("{error}; --other-base takes it all the same")),
-            _ => error,
-        })?
-        .apply(model)
-}
-
 /// The tokenizer of a model of ours stands in its folder.
 pub fn beside(model: &Path) -> PathBuf {
     let ours = model.extension().is_some_and(|end| end == "safetensors");
@@ -173,13 +160,16 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let message = if args.raw { "--raw continues a text" } else { "this model has no chat template" };
         return Err(Error::config(format!("{message}; give it one with --prompt or --file")));
     }
+    if args.system.is_some() && !chats {
+        return Err(Error::config("--system is for chats, and this model has no chat template"));
+    }
     let gpu = context.open()?;
     let stop = on_interrupt()?;
     let most = source.config().context;
     let read = (most.min(args.context as usize), Form::Stored);
     let model = source.load(&gpu, read, context, &stop)?;
     let model = match &args.adapter {
-        Some(folder) => adapted(args, folder, &model, &source)?,
+        Some(folder) => source.adapted(&args.model, &model, folder, args.other_base)?,
         None => model,
     };
     let runner = Runner { args, context, gpu, words, model, most, begun, stop };

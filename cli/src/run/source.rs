@@ -1,14 +1,15 @@
 //! Where a language model is read from: published files, or a file of our own.
 
 use crate::context::{Context, unless_stopped};
+use crate::train::CHECKPOINT;
 use serde_json::json;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-use tiebeam::models::adapter::Base;
+use tiebeam::models::adapter::{Adapter, Base};
 use tiebeam::models::llama::{Form, Published};
 use tiebeam::models::lm::{Lm, LmConfig, Saved};
-use tiebeam::{Gpu, Result, files};
+use tiebeam::{Error, Gpu, Result, files};
 
 /// A model on disk whose header has been read.
 pub enum Source {
@@ -19,6 +20,14 @@ pub enum Source {
 impl Source {
     /// Opens a model, and says what was chosen where its files leave a choice.
     pub fn open(path: &Path, context: &Context) -> Result<Source> {
+        let of = |name: &str| path.join(name);
+        if of(CHECKPOINT).is_file() && !of("model.safetensors").exists() && !of("config.json").exists() {
+            return Err(Error::config(format!(
+                "{}: a training that was stopped; its command with --resume ends it, and {} is the model so far",
+                path.display(),
+                of(CHECKPOINT).display()
+            )));
+        }
         // A damaged file of ours is no published model either.
         let alone =
             path.is_dir() && path.join("model.safetensors").exists() && !path.join("config.json").exists();
@@ -105,6 +114,24 @@ impl Source {
             Source::Published(published) => published.check(),
             Source::Saved(_) => Ok(model.counts()[0]),
         }
+    }
+
+    /// The model with an adapter on its weights. One of another base is taken only if `other` says so.
+    pub fn adapted(&self, path: &Path, model: &Lm, folder: &Path, other: bool) -> Result<Lm> {
+        let own = if other { None } else { Some(self.base(path)?) };
+        let there = Base::of_adapter(folder)?;
+        let hint = match (&own, &there) {
+            (Some(own), Some(there)) if own.fingerprint != there.fingerprint => {
+                "; --other-base takes it all the same"
+            }
+            _ => "",
+        };
+        let adapter = Adapter::open(folder, model, own.as_ref());
+        let adapter = adapter.map_err(|error| match hint {
+            "" => error,
+            hint => Error::config(format!("{error}{hint}")),
+        })?;
+        adapter.apply(model)
     }
 
     /// What an adapter says of the model that it is for.

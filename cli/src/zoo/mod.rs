@@ -6,6 +6,7 @@ mod variants;
 use crate::context::{Context, on_interrupt};
 use crate::train::{How, corpus, watched};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -98,6 +99,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let text = read(&args.text)?;
     text.check(&plain)?;
     let other = if args.adapt.is_empty() { None } else { Some(read(&args.adapt)?) };
+    if let Some(other) = &other {
+        other.check(&plain).map_err(|error| Error::config(format!("--adapt: {error}")))?;
+    }
     let mut all = variants::all(&plain);
     if other.is_some() {
         all.extend(variants::adapted());
@@ -131,19 +135,19 @@ impl Zoo<'_> {
     fn all(&self, variants: &[Variant]) -> Result<()> {
         let file = self.args.out.join("results.jsonl");
         let mut records = table::read(&file)?;
-        let of = |variant: &Variant| self.budget(variant.is_adapted());
-        let has = |records: &[Value], variant: &Variant, seed: u64| {
-            let budget = of(variant);
-            records
-                .iter()
-                .any(|r| r["variant"] == variant.name[..] && r["seed"] == seed && r["budget"] == budget)
+        // Runs of one variant are compared with each other, so another budget or adapter does not count.
+        let is_of = |record: &Value, variant: &Variant| {
+            record["variant"] == variant.name[..]
+                && record["budget"] == self.budget(variant.is_adapted())
+                && record["adapter"] == self.gpu.adapter().name[..]
         };
+        let seeds: BTreeSet<u64> = self.args.seeds.iter().copied().collect();
         let mut wanted = Vec::new();
-        for &seed in &self.args.seeds {
-            let missing = variants.iter().filter(|variant| !has(&records, variant, seed));
-            wanted.extend(missing.map(|variant| (variant, seed)));
+        for &seed in &seeds {
+            let has = |variant: &&Variant| records.iter().any(|r| r["seed"] == seed && is_of(r, variant));
+            wanted.extend(variants.iter().filter(|variant| !has(variant)).map(|variant| (variant, seed)));
         }
-        let kept = self.args.seeds.len() * variants.len() - wanted.len();
+        let kept = seeds.len() * variants.len() - wanted.len();
         self.context.note(format_args!("{} runs to do, {kept} kept in {}", wanted.len(), file.display()));
         let count = wanted.len();
         for (i, (variant, seed)) in wanted.into_iter().enumerate() {
@@ -157,10 +161,7 @@ impl Zoo<'_> {
             self.clean(variant, seed)?;
             self.gpu.trim();
         }
-        let own = |record: &Value| {
-            let variant = variants.iter().find(|variant| record["variant"] == variant.name[..]);
-            variant.is_some_and(|variant| record["budget"] == of(variant))
-        };
+        let own = |record: &Value| variants.iter().any(|variant| is_of(record, variant));
         let own: Vec<Value> = records.into_iter().filter(own).collect();
         table::show(self.context, &self.args.out, variants, &own)
     }

@@ -139,6 +139,16 @@ impl AdapterConfig {
         }
     }
 
+    /// The settings of an adapter's folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when they cannot be read; [`Error::Format`] for another kind of adapter, or what is not computed.
+    pub fn open(folder: impl AsRef<Path>) -> Result<AdapterConfig> {
+        let path = folder.as_ref().join("adapter_config.json");
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
+        AdapterConfig::from_json(&text, &path).map(|said| said.config)
+    }
+
     /// The rank.
     pub fn rank(&self) -> usize {
         match self.kind {

@@ -26,6 +26,22 @@ pub struct Base {
     pub fingerprint: u128,
 }
 
+impl Base {
+    /// The base that an adapter's folder names. PEFT's name none.
+    ///
+    /// # Errors
+    /// When its file of weights cannot be read.
+    pub fn of_adapter(folder: impl AsRef<Path>) -> Result<Option<Base>> {
+        Ok(Base::named_in(&File::open(folder.as_ref().join(WEIGHTS))?))
+    }
+
+    fn named_in(file: &File) -> Option<Base> {
+        let said = |key: &str| file.metadata().get(key);
+        let fingerprint = u128::from_str_radix(said(BASE[0])?, 16).ok()?;
+        Some(Base { name: said(BASE[1]).map_or("another model", String::as_str).into(), fingerprint })
+    }
+}
+
 const SETTINGS: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// Keys of the weights' metadata that name the base.
@@ -158,14 +174,14 @@ impl Adapter {
         let said = AdapterConfig::from_json(&text, &settings)?;
         let mut config = said.config.clone();
         let file = File::open(folder.join(WEIGHTS))?;
-        let meant = file.metadata().get(BASE[0]);
-        if let (Some(meant), Some(base)) = (meant, base)
-            && *meant != format!("{:032x}", base.fingerprint)
+        if let (Some(meant), Some(base)) = (Base::named_in(&file), base)
+            && meant.fingerprint != base.fingerprint
         {
-            let name = file.metadata().get(BASE[1]).map_or("another model", String::as_str);
             return Err(Error::config(format!(
-                "{}: this adapter is of {name} (weights {meant}), and the model is {} (weights {:032x})",
+                "{}: this adapter is of {} (weights {:032x}), and the model is {} (weights {:032x})",
                 folder.display(),
+                meant.name,
+                meant.fingerprint,
                 base.name,
                 base.fingerprint
             )));

@@ -11,6 +11,7 @@ use crate::gpu::Gpu;
 use crate::models::lm::Lm;
 use crate::nn::{Init, Module, Visit, VisitMut};
 use crate::ops::product::site::Site;
+use crate::ops::sequence::rope::Pairing;
 use crate::rng::Rng;
 use crate::share::{Bone, LowRank, Miss, ShardPool};
 use crate::tape::no_grad;
@@ -64,6 +65,14 @@ impl Adapter {
     /// [`Error::Config`] when a layer does not exist, or its sizes do not go with the rank; for models of experts.
     pub fn new(model: &Lm, config: AdapterConfig, rng: &mut Rng) -> Result<Adapter> {
         model.check_dense("adapter")?;
+        let turned = model.config.pairing == Pairing::Neighbours
+            && config.targets.iter().any(|name| matches!(*name, "q" | "k"));
+        if turned && matches!(config.kind, AdapterKind::Bone { .. }) {
+            return Err(Error::config(
+                "adapter: Bone on q and k of a GGUF file, whose rows are in another order than in PEFT's files; leave out these targets, \
+                 or take the folder from which the file was made",
+            ));
+        }
         let gpu = model.gpu();
         let (mut parts, mut pools) = (BTreeMap::new(), BTreeMap::new());
         for &name in &config.targets {

@@ -3,15 +3,13 @@
 use super::{Lm, LmConfig};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::models::sharing::MOST_SHARED;
 use crate::nn::{Module, ModuleFile};
 use crate::ops::sequence::rope::Rope;
 use crate::rng::Rng;
 use crate::store::{File, fingerprint, missing};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// Most weights that are read from one stored number.
-const MOST_SHARED: u128 = 1 << 10;
 
 /// The name of a model in a folder.
 const IN_FOLDER: &str = "model.safetensors";
@@ -57,7 +55,7 @@ impl Saved {
             |name: &str| self.file.info(name).map_or(0, |info| info.shape.iter().product::<usize>());
         let held: usize = self.file.names().map(elements).sum();
         let used = self.config.used_at_most();
-        match used <= MOST_SHARED * held as u128 {
+        match used <= u128::from(MOST_SHARED) * held as u128 {
             true => Ok(()),
             false => Err(Error::format(
                 self.path(),
@@ -178,8 +176,12 @@ impl Lm {
         Ok(new)
     }
 
-    /// Refuses a model whose rotary angles do not follow from its settings, such as one of a GGUF file with divisors of its own.
-    pub(crate) fn check_angles(&self) -> Result<()> {
+    /// Refuses a model that cannot be saved, since its rotary angles do not follow from its settings: one of a GGUF file with divisors of
+    /// its own, as those of Llama 3 have.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for such a model; when the device fails.
+    pub fn check_angles(&self) -> Result<()> {
         let table = |rope: &Option<Rope>| rope.as_ref().map(|rope| rope.table.to_vec::<f32>()).transpose();
         match table(&self.rope)? == table(&self.config.rope(self.gpu()))? {
             true => Ok(()),

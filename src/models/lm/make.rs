@@ -52,7 +52,12 @@ impl LmConfig {
 
     /// What each table and then each matrix of every depth reads of one store.
     pub(crate) fn draws(&self, hash: &Hash) -> Result<Vec<Draw>> {
-        hash.draws(&Stack { depth: self.depth, matrices: &self.matrices(), tables: &self.tables() })
+        hash.draws(&Stack {
+            depth: self.depth,
+            matrices: &self.matrices(),
+            tables: &self.tables(),
+            named: false,
+        })
     }
 
     /// A norm with gain 1.
@@ -102,7 +107,7 @@ fn block(gpu: &Gpu, c: &LmConfig, sites: Vec<Arc<dyn Site>>) -> LmBlock {
 fn sites(gpu: &Gpu, c: &LmConfig, rng: &mut Rng) -> Result<Sites> {
     let (matrices, tables, [first, last]) = (c.matrices(), c.tables(), c.ends);
     let own = |depth: usize, sharing: &Sharing, tables: &[Matrix], rng: &mut Rng| -> Result<Sites> {
-        let stack = Stack { depth, matrices: &matrices, tables };
+        let stack = Stack { depth, matrices: &matrices, tables, named: false };
         let wrong = |what: &dyn std::fmt::Display| {
             Error::config(format!("lm: {sharing:?} for {depth} depths: {what}"))
         };

@@ -1,7 +1,6 @@
 //! Generating with a cache of keys and values.
 
 use super::{Lm, LmBlock};
-use crate::decode::Sampler;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Attention};
@@ -113,6 +112,11 @@ impl Session<'_> {
         self.length
     }
 
+    /// The most tokens.
+    pub fn context(&self) -> usize {
+        self.options.context
+    }
+
     /// Bytes of the stored keys and values.
     pub fn cache_bytes(&self) -> usize {
         self.caches.iter().map(KvCache::bytes).sum()
@@ -183,49 +187,6 @@ impl Session<'_> {
             self.truncate(before);
         }
         scores
-    }
-
-    /// Continues what the session has read, of which `scores` are what [`Session::push`] returned last: up to `most` tokens, each chosen by
-    /// `sampler` and told to `on`, which ends it by `false` without that token. It also ends where the context is full. Returns the tokens.
-    /// Where their number or the context ended it, the last one has not been read.
-    ///
-    /// ```
-    /// # use tiebeam::{Gpu, Rng};
-    /// # let gpu = Gpu::open()?;
-    /// use tiebeam::decode::{Sampler, SamplerOptions};
-    /// use tiebeam::models::lm::{Lm, LmConfig};
-    /// let config = LmConfig::default().vocab(11).width(16).heads(2).kv_heads(2).hidden(32).context(12).depth(2);
-    /// let model = Lm::new(&gpu, config, &mut Rng::new(1));
-    /// let mut session = model.session(12)?;
-    /// let scores = session.push(&[3, 1, 4])?;
-    /// let mut likeliest = Sampler::new(SamplerOptions::default())?;
-    /// let tokens = session.generate(scores, 5, &mut likeliest, |_token| Ok(true))?;
-    /// assert_eq!((tokens.len(), session.length()), (5, 3 + 4));
-    /// # Ok::<(), tiebeam::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Session::push`] and [`Sampler::pick`], and what `on` returns.
-    pub fn generate(
-        &mut self,
-        mut scores: Vec<f32>,
-        most: usize,
-        sampler: &mut Sampler,
-        mut on: impl FnMut(u32) -> Result<bool>,
-    ) -> Result<Vec<u32>> {
-        let mut tokens = Vec::new();
-        while tokens.len() < most {
-            let token = sampler.pick(&scores)?;
-            if !on(token)? {
-                break;
-            }
-            tokens.push(token);
-            if tokens.len() == most || self.length == self.options.context {
-                break;
-            }
-            scores = self.push(&[token])?;
-        }
-        Ok(tokens)
     }
 
     /// Computes the residual stream of one chunk, and returns it behind its last token.

@@ -17,7 +17,7 @@ use parts::Parts;
 use recipes::{Cycle, LowRankAttention, Masa, MasaGroups, Stages, Untied};
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex};
-pub(crate) use whole::{Hash, HashMapping};
+pub(crate) use whole::{Hash, HashMapping, MOST_SHARED};
 
 /// Makes a recipe of the words after its name.
 pub type Parse = fn(words: &[&str]) -> Result<Sharing>;
@@ -146,7 +146,13 @@ static KNOWN: LazyLock<Mutex<BTreeMap<&'static str, Parse>>> = LazyLock::new(|| 
         ("none", |words| values(words, [], |[]: [usize; 0]| Sharing::none())),
         ("tied", |words| values(words, [], |[]: [usize; 0]| Sharing::tied())),
         ("tied-lora", |words| match words {
-            ["rank", rank, "scale", scale] => Ok(Sharing::tied_lora(value(rank)?, value(scale)?)),
+            ["rank", rank, "scale", scale] => {
+                let scale: f32 = value(scale)?;
+                match scale.is_finite() {
+                    true => Ok(Sharing::tied_lora(value(rank)?, scale)),
+                    false => Err(Error::config(format!("a scale of {scale}; it is a number"))),
+                }
+            }
             ["rank", rank] => Ok(Sharing::tied_lora(value(rank)?, 1.0)),
             _ => Err(Error::config("write `tied-lora rank 8 scale 1`")),
         }),
@@ -271,6 +277,7 @@ mod tests {
             "cycle 2 rank",
             "dictionary 2",
             "tied-lora 4",
+            "tied-lora rank 4 scale nan",
             "fold 2 3",
             "stages two",
             "masa groups 1 atoms 1",

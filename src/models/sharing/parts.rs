@@ -49,7 +49,7 @@ impl Recipe for Parts {
             let matrices: Vec<Matrix> = places.iter().map(|&i| stack.matrices[i]).collect();
             // The tables belong to the rest.
             let tables = if names.is_none() { stack.tables } else { &[] };
-            let own = Stack { matrices: &matrices, tables, ..*stack };
+            let own = Stack { matrices: &matrices, tables, named: names.is_some(), ..*stack };
             let made = sharing.sites(gpu, &own, rng)?;
             made.fit(&own).map_err(Error::config)?;
             for (to, from) in by_depth.iter_mut().zip(made.by_depth) {

@@ -29,6 +29,8 @@ pub struct Stack<'a> {
     pub matrices: &'a [Matrix],
     /// The tables of token vectors and scores. A recipe need not make them.
     pub tables: &'a [Matrix],
+    /// Whether the matrices were named for this recipe. One that by itself shares some kinds of matrices only then shares these.
+    pub named: bool,
 }
 
 /// The weights that a recipe has made.
@@ -45,7 +47,7 @@ pub struct Sites {
 impl Sites {
     /// Checks what a recipe, which may come from anywhere, has made for this stack.
     pub(in crate::models) fn fit(&self, stack: &Stack) -> Result<(), String> {
-        let Stack { depth, matrices, tables } = *stack;
+        let Stack { depth, matrices, tables, .. } = *stack;
         let full = |sites: &Vec<Arc<dyn Site>>| sites.len() == matrices.len();
         if self.by_depth.len() != depth || !self.by_depth.iter().all(full) {
             return Err(format!("the recipe did not make {} sites for each depth", matrices.len()));

@@ -32,8 +32,12 @@ fn lora(gpu: &Gpu, theta: &Tensor, rank: usize, scale: f32, rng: &mut Rng) -> Ar
 /// The projections of attention, whose weights MASA makes of dictionaries.
 pub(crate) const PROJECTIONS: [&str; 4] = ["q", "k", "v", "o"];
 
-fn is_projection(name: &str, output: bool) -> bool {
-    PROJECTIONS[..if output { 4 } else { 3 }].contains(&name)
+impl Stack<'_> {
+    /// Whether a recipe of attention shares this matrix: q, k, v and, if `output`, o, or others that were named for it.
+    fn shares(&self, matrix: &Matrix, output: bool) -> bool {
+        let is_output = matrix.name == "o";
+        (output || !is_output) && (self.named || PROJECTIONS.contains(&matrix.name))
+    }
 }
 
 /// The rank of a projection's own part in [`MasaGroups`]: more rank helps q and o most.
@@ -106,7 +110,10 @@ impl Stages {
             Stages::Sizes(sizes) => sizes,
         };
         if sizes.contains(&0) || sizes.iter().fold(0usize, |sum, &n| sum.saturating_add(n)) != depth {
-            return Err(Error::config(format!("stages of {sizes:?} depths, and the model has {depth}")));
+            return Err(Error::config(format!(
+                "stages of {sizes:?} depths, and the model has {depth}; write sizes that add up to it, `stages 1 {}`",
+                depth.saturating_sub(1).max(1)
+            )));
         }
         Ok(sizes.iter().enumerate().flat_map(|(stage, &size)| vec![stage; size]).collect())
     }
@@ -164,7 +171,7 @@ impl Recipe for Masa {
         // The matrices that the dictionaries replace are drawn too, so that the others are those of a model without.
         let mut made = Untied.sites(gpu, stack, rng)?;
         for (i, matrix) in stack.matrices.iter().enumerate() {
-            if !is_projection(matrix.name, self.output) {
+            if !stack.shares(matrix, self.output) {
                 continue;
             }
             let dictionary = Dictionary::random(gpu, depth, atoms, matrix.size, matrix.std, rng);
@@ -210,7 +217,7 @@ impl Recipe for MasaGroups {
         }
         let mut made = Untied.sites(gpu, stack, rng)?;
         for (i, matrix) in stack.matrices.iter().enumerate() {
-            if !is_projection(matrix.name, true) {
+            if !stack.shares(matrix, true) {
                 continue;
             }
             let (mut start, [out, inner]) = (0, matrix.size);
@@ -240,15 +247,15 @@ impl Recipe for LowRankAttention {
         format!("low-rank {}", self.rank)
     }
     fn sites(&self, gpu: &Gpu, stack: &Stack, rng: &mut Rng) -> Result<Sites> {
-        let projections = stack.matrices.iter().filter(|matrix| is_projection(matrix.name, true));
-        let most = projections.map(|matrix| matrix.size[0].min(matrix.size[1])).min().unwrap_or(1);
+        let shared = stack.matrices.iter().filter(|matrix| stack.shares(matrix, true));
+        let most = shared.map(|matrix| matrix.size[0].min(matrix.size[1])).min().unwrap_or(1);
         if self.rank == 0 || self.rank > most {
             return Err(Error::config(format!("a rank of {}; use 1 to {most}", self.rank)));
         }
         let mut block = |_| {
             let stored = drawn(gpu, stack.matrices, rng);
             let site = |(matrix, theta): (&Matrix, &Tensor)| {
-                if !is_projection(matrix.name, true) {
+                if !stack.shares(matrix, true) {
                     return tied(theta);
                 }
                 // Two factors with the initial variance of the matrix.

@@ -43,6 +43,9 @@ impl HashMapping {
     }
 }
 
+/// Most weights that are read from one stored number. A file with settings of more is damaged, and nothing is made of it.
+pub(crate) const MOST_SHARED: u32 = 1 << 10;
+
 /// Standard deviation of the store's numbers at first. A weight's factor brings it to the deviation of an ordinary matrix.
 const STD: f32 = 0.05;
 
@@ -65,8 +68,8 @@ impl Recipe for Hash {
 impl Hash {
     /// What each table reads of the store, and then each matrix, depth by depth: one behind the other.
     pub fn draws(&self, stack: &Stack) -> Result<Vec<Draw>> {
-        if !(self.factor.is_finite() && self.factor >= 1.0) {
-            return Err(Error::config(format!("a factor of {}; use 1 or more", self.factor)));
+        if !(1.0..=MOST_SHARED as f64).contains(&self.factor) {
+            return Err(Error::config(format!("a factor of {}; use 1 to {MOST_SHARED}", self.factor)));
         }
         let elements = |matrix: &Matrix| matrix.size[0] * matrix.size[1];
         let sum = |all: &[Matrix]| all.iter().map(|matrix| elements(matrix) as u128).sum::<u128>();
