@@ -43,19 +43,21 @@ pub fn few(steps: u64) -> u64 {
     steps.div_ceil(6)
 }
 
-/// Number of weights that a model stores, from its settings.
-fn stored(c: &LmConfig) -> usize {
+/// Numbers that a plain model stores, from its settings: what a store can stand for; norms and positions.
+fn stored(c: &LmConfig) -> [usize; 2] {
     let block: usize = c.linears().iter().map(|(_, [out, inner])| out * inner).sum();
     let norms = 2 * c.width * c.depth + c.width;
-    c.vocab * c.width + c.context * c.width + block * c.depth + norms
+    [c.vocab * c.width + block * c.depth, norms + c.context * c.width]
 }
 
-/// A plain model of about `1 / factor` of the weights, narrower.
+/// The narrower plain model that is nearest in size to one whose weights are read from a store of `1 / factor` as many numbers.
 fn narrow(plain: &LmConfig, factor: usize) -> LmConfig {
     let of = |width: usize| plain.clone().width(width).hidden(4 * width);
-    let most = stored(plain) / factor;
-    let widths = (1..).map(|i| 2 * plain.heads * i).take_while(|&width| stored(&of(width)) <= most);
-    of(widths.last().unwrap_or(2 * plain.heads))
+    let [weights, rest] = stored(plain);
+    let target = weights / factor + rest;
+    let widths = (1..).map(|i| 2 * plain.heads * i).take_while(|width| *width <= plain.width);
+    let nearest = widths.min_by_key(|&width| stored(&of(width)).iter().sum::<usize>().abs_diff(target));
+    of(nearest.unwrap_or(2 * plain.heads))
 }
 
 /// All variants on the sizes of a plain model.
@@ -196,6 +198,14 @@ mod tests {
             (1..40).map(|depth| stages(depth).iter().sum::<usize>()).collect::<Vec<_>>(),
             (1..40).collect::<Vec<_>>()
         );
+    }
+
+    #[test]
+    fn narrow_models_are_as_large_as_hashed_ones() {
+        let plain =
+            LmConfig::small().width(96).hidden(384).heads(3).kv_heads(3).depth(6).context(64).vocab(256);
+        let sizes = [2, 4, 8, 16].map(|factor| stored(&narrow(&plain, factor)).iter().sum::<usize>());
+        assert_eq!(sizes, [335_610, 181_872, 105_300, 49_464]);
     }
 
     #[test]

@@ -29,7 +29,8 @@ pub struct Stack<'a> {
     pub matrices: &'a [Matrix],
     /// The tables of token vectors and scores. A recipe need not make them.
     pub tables: &'a [Matrix],
-    /// Whether the matrices were named for this recipe. One that by itself shares some kinds of matrices only then shares these.
+    /// Whether these matrices were named for this recipe, as in `up down: low-rank 4; none`. A recipe that otherwise shares attention's only
+    /// then shares these.
     pub named: bool,
 }
 
