@@ -204,7 +204,8 @@ pub const CHECKPOINT: &str = "checkpoint.safetensors";
 /// The name of the checkpoint of gates.
 pub const GATES: &str = "gates.safetensors";
 
-/// Files of models, adapters and trainings, which a new one must not be mixed with.
+/// Files of models, adapters and trainings, which a new one must not be mixed with. The first that is there is told, so that a checkpoint
+/// stands before what else its training writes.
 const FOREIGN: [&str; 8] = [
     "model.safetensors",
     "model.safetensors.index.json",

@@ -397,3 +397,21 @@ impl Module for Trained {
         self.0.iter_mut().for_each(|(_, leaf)| visit.field(leaf));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::lm::LmConfig;
+    use crate::models::sharing::Sharing;
+
+    #[test]
+    fn a_network_of_coefficients_is_known_by_its_names() {
+        let config =
+            LmConfig::default().vocab(5).width(8).heads(2).kv_heads(2).hidden(16).context(4).depth(3);
+        let config = config.sharing(Sharing::dictionary_net(2, false));
+        let model = Lm::new(&Gpu::open().expect("an adapter"), config, &mut Rng::new(1));
+        // Of q, k and v each: vectors of depths, three matrices and three biases. Atoms and C0 have the ordinary rate.
+        let all = model.parameters().trainable();
+        assert_eq!(all.iter().filter(|(name, _)| is_of_net(name)).count(), 3 * 7);
+    }
+}

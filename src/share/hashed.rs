@@ -112,6 +112,12 @@ impl Draw {
         all
     }
 
+    /// `site_numbers()` of that fragment.
+    fn numbers(&self) -> [u32; 4] {
+        let [rows, columns] = self.size.map(|v| v as u32);
+        [rows, columns, self.offset as u32, self.scale.to_bits()]
+    }
+
     /// The positions in the store of all elements of the weight, row by row.
     pub fn positions(&self) -> Vec<u32> {
         let (m, columns) = (self.stored as u32, self.size[1]);
@@ -229,10 +235,7 @@ impl Site for Hashed {
     }
 
     fn load(&self) -> Load {
-        let Draw { size, offset, scale, .. } = self.draw;
-        let [rows, columns] = size.map(|v| v as u32);
-        let params = [rows, columns, offset as u32, scale.to_bits()];
-        let load = Load::new("site_hashed", vec![("theta", dense(&self.omega))], params);
+        let load = Load::new("site_hashed", vec![("theta", dense(&self.omega))], self.draw.numbers());
         Load { constants: self.draw.constants(), ..load }
     }
 
@@ -241,7 +244,7 @@ impl Site for Hashed {
         let gpu = dw.gpu();
         let draw = &self.draw;
         if draw.mapping != Mapping::Stable {
-            // This is the adjoint of a lookup, sorted by position.
+            // The adjoint of a lookup, sorted by position.
             let [places, parts] = self.places(&dw);
             let shape = *self.omega.shape();
             return grads.add_with(0, |into| sum_by_index(&parts, 0, shape, &places, into));
@@ -275,18 +278,18 @@ impl Site for Hashed {
 impl Hashed {
     /// The positions that the weights read, and what `dw` adds to each.
     fn places(&self, dw: &Tensor) -> [Tensor; 2] {
-        let (gpu, count, load) = (dw.gpu(), dw.count(), self.load());
+        let (gpu, count) = (dw.gpu(), dw.count());
         let places = Tensor::empty(gpu, "hashed_places", [count], DType::U32);
         let parts = Tensor::empty(gpu, "hashed_places", [count], DType::F32);
         let mut source = Source::file("hashed_places");
-        for (name, value) in load.constants {
+        for (name, value) in self.draw.constants() {
             source = source.u32(name, value);
         }
         let launch = Launch::new("hashed_places", &source, "main", grid(count.div_ceil(64)))
             .bind("dw", dw)
             .output("places", &places)
             .output("parts", &parts)
-            .set("site", load.params);
+            .set("site", self.draw.numbers());
         gpu.launch(launch.turns(1));
         [places, parts]
     }

@@ -154,6 +154,11 @@ fn adapters_go_from_gguf_files_to_folders() {
             .map(|tuned| scores(&tuned.unwrap(), &tokens()));
         assert!(apart(&a, &b) < 1e-5, "{kind:?}: {:e}", apart(&a, &b));
     }
+    // An adapter of a folder may have such blocks, and is refused for the GGUF file.
+    let bone = trained(&plain, (AdapterKind::Bone { rank: 4 }, &["q"]));
+    bone.save(folder.join("bone"), &plain, &base()).unwrap();
+    let error = Adapter::open(folder.join("bone"), &model, None).err().expect("refused").to_string();
+    assert!(error.contains("take the folder from which it was made"), "{error}");
     // Bone's blocks mix rows, so that those of q and k cannot be brought to another order. That is told before any training.
     let config = AdapterConfig::new(AdapterKind::Bone { rank: 4 }, &["q", "v"]).unwrap();
     let error = Adapter::new(&model, config, &mut Rng::new(1)).err().expect("refused").to_string();
@@ -189,6 +194,16 @@ fn files_of_adapters_that_do_not_fit_are_refused() {
         error.to_string().contains("an adapter of `gate`, which the model's blocks do not have"),
         "{error}"
     );
+    // What names the base is damaged.
+    let weights = folder.join("adapter_model.safetensors");
+    let (whole, name) = (std::fs::read(&weights).unwrap(), format!("{:032x}", base().fingerprint));
+    let at = whole.windows(32).position(|part| part == name.as_bytes()).expect("the fingerprint");
+    let mut damaged = whole.clone();
+    damaged[at] = b'z';
+    std::fs::write(&weights, damaged).unwrap();
+    let error = Adapter::open(folder.join(""), &model, Some(&base())).err().expect("refused").to_string();
+    assert!(error.contains("is no fingerprint"), "{error}");
+    std::fs::write(&weights, whole).unwrap();
     let settings = folder.join("adapter_config.json");
     let text = std::fs::read_to_string(&settings).unwrap();
     for (from, to, want) in [

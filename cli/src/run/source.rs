@@ -6,6 +6,7 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
+use tiebeam::error::ErrorKind;
 use tiebeam::models::adapter::{Adapter, Base};
 use tiebeam::models::llama::{Form, Published};
 use tiebeam::models::lm::{Lm, LmConfig, Saved};
@@ -118,20 +119,13 @@ impl Source {
 
     /// The model with an adapter on its weights. One of another base is taken only if `other` says so.
     pub fn adapted(&self, path: &Path, model: &Lm, folder: &Path, other: bool) -> Result<Lm> {
-        let own = if other { None } else { Some(self.base(path)?) };
-        let there = Base::of_adapter(folder)?;
-        let hint = match (&own, &there) {
-            (Some(own), Some(there)) if own.fingerprint != there.fingerprint => {
-                "; --other-base takes it all the same"
-            }
-            _ => "",
-        };
-        let adapter = Adapter::open(folder, model, own.as_ref());
-        let adapter = adapter.map_err(|error| match hint {
-            "" => error,
-            hint => Error::config(format!("{error}{hint}")),
-        })?;
-        adapter.apply(model)
+        if !other {
+            self.base(path)?.check_adapter(folder).map_err(|error| match error.kind() {
+                ErrorKind::Config => Error::config(format!("{error}; --other-base takes it all the same")),
+                _ => error,
+            })?;
+        }
+        Adapter::open(folder, model, None)?.apply(model)
     }
 
     /// What an adapter says of the model that it is for.

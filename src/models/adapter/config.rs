@@ -74,7 +74,17 @@ pub(super) struct Said {
     alphas: Vec<(String, f32)>,
 }
 
+/// The name of the settings in a folder.
+pub(super) const SETTINGS: &str = "adapter_config.json";
+
 impl Said {
+    /// Reads the settings of a folder.
+    pub fn open(folder: &Path) -> Result<Said> {
+        let path = folder.join(SETTINGS);
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
+        AdapterConfig::from_json(&text, &path)
+    }
+
     /// By how much more than by the common alpha a layer's part is multiplied.
     ///
     /// # Errors
@@ -144,9 +154,7 @@ impl AdapterConfig {
     /// # Errors
     /// [`Error::Io`] when they cannot be read; [`Error::Format`] for another kind of adapter, or what is not computed.
     pub fn open(folder: impl AsRef<Path>) -> Result<AdapterConfig> {
-        let path = folder.as_ref().join("adapter_config.json");
-        let text = std::fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
-        AdapterConfig::from_json(&text, &path).map(|said| said.config)
+        Said::open(folder.as_ref()).map(|said| said.config)
     }
 
     /// The rank.

@@ -1,6 +1,6 @@
 //! Adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`.
 
-use super::config::{self, AdapterConfig, AdapterKind, Said};
+use super::config::{self, AdapterConfig, AdapterKind, SETTINGS, Said};
 use super::{Adapter, Part};
 use crate::error::{Error, Result};
 use crate::files;
@@ -30,19 +30,38 @@ impl Base {
     /// The base that an adapter's folder names. PEFT's name none.
     ///
     /// # Errors
-    /// When its file of weights cannot be read.
+    /// When its file of weights cannot be read, or what it says of its base is damaged.
     pub fn of_adapter(folder: impl AsRef<Path>) -> Result<Option<Base>> {
-        Ok(Base::named_in(&File::open(folder.as_ref().join(WEIGHTS))?))
+        let file = File::open(folder.as_ref().join(WEIGHTS))?;
+        let said = |key: &str| file.metadata().get(key);
+        let Some(text) = said(BASE[0]) else { return Ok(None) };
+        let fingerprint = u128::from_str_radix(text, 16).map_err(|_| {
+            Error::format(file.path(), format!("`{}` is '{text}', which is no fingerprint", BASE[0]))
+        })?;
+        let name = said(BASE[1]).map_or("another model", String::as_str).into();
+        Ok(Some(Base { name, fingerprint }))
     }
 
-    fn named_in(file: &File) -> Option<Base> {
-        let said = |key: &str| file.metadata().get(key);
-        let fingerprint = u128::from_str_radix(said(BASE[0])?, 16).ok()?;
-        Some(Base { name: said(BASE[1]).map_or("another model", String::as_str).into(), fingerprint })
+    /// Refuses the adapter of another base.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with both names; as [`Base::of_adapter`].
+    pub fn check_adapter(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        match Base::of_adapter(folder)? {
+            Some(meant) if meant.fingerprint != self.fingerprint => Err(Error::config(format!(
+                "{}: this adapter is of {} (weights {:032x}), and the model is {} (weights {:032x})",
+                folder.display(),
+                meant.name,
+                meant.fingerprint,
+                self.name,
+                self.fingerprint
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 
-const SETTINGS: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// Keys of the weights' metadata that name the base.
 const BASE: [&str; 2] = ["tiebeam.base", "tiebeam.base_name"];
@@ -169,23 +188,10 @@ impl Adapter {
     /// or a tensor that has no place; [`Error::Config`] for the adapter of another base, with both names.
     pub fn open(folder: impl AsRef<Path>, model: &Lm, base: Option<&Base>) -> Result<Adapter> {
         let folder = folder.as_ref();
-        let settings = folder.join(SETTINGS);
-        let text = std::fs::read_to_string(&settings).map_err(|error| Error::io(&settings, error))?;
-        let said = AdapterConfig::from_json(&text, &settings)?;
+        let said = Said::open(folder)?;
         let mut config = said.config.clone();
+        base.map_or(Ok(()), |base| base.check_adapter(folder))?;
         let file = File::open(folder.join(WEIGHTS))?;
-        if let (Some(meant), Some(base)) = (Base::named_in(&file), base)
-            && meant.fingerprint != base.fingerprint
-        {
-            return Err(Error::config(format!(
-                "{}: this adapter is of {} (weights {:032x}), and the model is {} (weights {:032x})",
-                folder.display(),
-                meant.name,
-                meant.fingerprint,
-                base.name,
-                base.fingerprint
-            )));
-        }
         let reader = Reader { file: &file, model, gpu: model.gpu(), kind: config.kind, said: &said };
         let adapter = match config.kind {
             AdapterKind::Mos(shards) => {
