@@ -7,6 +7,7 @@ mod context;
 mod convert;
 mod data;
 mod doctor;
+mod evaluate;
 mod finetune;
 mod inspect;
 mod matching;
@@ -14,6 +15,7 @@ mod merge;
 mod predict;
 mod quantise;
 mod run;
+mod scores;
 mod shell;
 mod train;
 mod tune;
@@ -68,6 +70,7 @@ enum Command {
         shell: clap_complete::Shell,
     },
     Doctor(doctor::Args),
+    Evaluate(evaluate::Args),
     Finetune(finetune::Args),
     /// Write the manual pages of this command and its subcommands into a folder
     #[command(after_long_help = "Examples:\n  tiebeam man target/man\n  man -l target/man/tiebeam-merge.1")]
@@ -94,6 +97,7 @@ fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Convert(args) => convert::run(args, context),
         Command::Completions { shell } => shell::completions(*shell, Args::command(), context),
         Command::Doctor(args) => doctor::run(args, context),
+        Command::Evaluate(args) => evaluate::run(args, context),
         Command::Finetune(args) => finetune::run(args, context),
         Command::Man { folder } => shell::man(folder, Args::command(), context),
         Command::Inspect(args) => inspect::run(args, context),

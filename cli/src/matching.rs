@@ -1,7 +1,6 @@
 //! `tiebeam match` and `tiebeam match apply`.
 
 use crate::context::{Context, on_interrupt, unless_stopped};
-use crate::data::Data;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -9,8 +8,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tiebeam::merge::evaluate::Labelled;
 use tiebeam::merge::{
-    MatchOptions, Matching, MlpModel, Permutation, Shards, Spec, VisitOrder, Weights, match_weights_with,
+    Architecture, MatchOptions, Matching, Permutation, Shards, Spec, VisitOrder, Weights, match_weights_with,
 };
 use tiebeam::store::{Entry, save};
 use tiebeam::{Error, Gpu, Result};
@@ -194,11 +194,16 @@ fn report(matching: &Matching, took: Duration, context: &Context) -> Result<()> 
 
 /// Checks that the permuted network has the same outputs as the original one.
 fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path, context: &Context) -> Result<()> {
-    let net = MlpModel::of(b)?;
-    let data = Data::read(gpu, path, &net)?;
+    let net = match Architecture::open(gpu, b, None)? {
+        Architecture::Network(net) => net,
+        _ => return Err(Error::config("--data is for networks, not for language models")),
+    };
+    let data = Labelled::open(gpu, path, "x", "y")?;
+    net.check(b, data.inputs.shape(), &data.labels)
+        .map_err(|error| Error::format(path, error.to_string()))?;
     let permuted = matching.permuted(b);
-    let plain = net.logits(gpu, b, &data.x)?.to_vec::<f32>()?;
-    let moved = net.logits(gpu, &permuted, &data.x)?.to_vec::<f32>()?;
+    let plain = net.logits(gpu, b, &data.inputs)?.to_vec::<f32>()?;
+    let moved = net.logits(gpu, &permuted, &data.inputs)?.to_vec::<f32>()?;
     let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0f32, f32::max);
     if plain.iter().chain(&moved).any(|x| !x.is_finite()) {
         return Err(Error::config("the network's answers are not finite on these data"));

@@ -1,6 +1,8 @@
 //! `tiebeam merge`.
 
 use crate::context::{Context, is_standard, on_interrupt, unless_stopped};
+use crate::data::bar;
+use crate::scores::Table;
 use clap::Parser;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -9,9 +11,9 @@ use std::time::Instant;
 use tiebeam::files::{parse_size, size};
 use tiebeam::merge::aligned::Aligned;
 use tiebeam::merge::config::Align;
-use tiebeam::merge::evaluate::Data;
+use tiebeam::merge::evaluate::Task;
 use tiebeam::merge::job::{Job, Output};
-use tiebeam::merge::{MergeConfig, Shards, Weights};
+use tiebeam::merge::{Architecture, MergeConfig, Shards, Weights};
 use tiebeam::{Error, Gpu, Result};
 
 const EXAMPLES: &str = "\
@@ -57,8 +59,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let gpu = context.open()?;
     context.note(gpu.adapter());
     // The data for the evaluation are opened first, so an error in them is reported before anything is merged.
-    let data =
-        job.config.evaluate.as_ref().map(|e| Data::open(&gpu, &e.data, &e.inputs, &e.labels)).transpose()?;
+    let tasks = job.tasks(&gpu)?;
     let stopped = on_interrupt()?;
     let aligned = job
         .config
@@ -83,9 +84,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     context.record(&json!({
         "line": "merged", "out": out, "tensors": n, "bytes": job.bytes(), "seconds": seconds, "notes": job.notes,
     }))?;
-    match data {
-        Some(data) => evaluate(&gpu, &job, &sources, out, &data, context, &stopped),
-        None => Ok(()),
+    match tasks.is_empty() {
+        true => Ok(()),
+        false => evaluate(&gpu, &job, &sources, out, &tasks, context, &stopped),
     }
 }
 
@@ -162,29 +163,36 @@ fn write(
     done
 }
 
-/// Prints loss and accuracy of the inputs and the output.
+/// Prints the scores of the inputs and the output.
 fn evaluate(
     gpu: &Gpu,
     job: &Job,
     sources: &[&dyn Weights],
     out: &Path,
-    data: &Data,
+    tasks: &[Task],
     context: &Context,
     stopped: &AtomicBool,
 ) -> Result<()> {
     let merged = Shards::open(out)?;
+    let architecture = Architecture::open(gpu, &merged, job.network()?.as_ref())?;
     // `job.models` includes the files of Fisher diagonals, which are left out here.
     let slices = job.config.slices.iter().flat_map(|slice| slice.sources.iter().map(|s| &s.model));
     let named: Vec<&PathBuf> = slices.chain(&job.config.base).collect();
     let inputs = job.models.iter().zip(sources).map(|(model, source)| (model.path.as_path(), *source));
     let inputs = inputs.filter(|(path, _)| named.iter().any(|n| n == path));
-    context.result(format_args!("{:<9} {:<9} model", "loss", "accuracy"));
+    let mut table = Table::new(context, tasks);
     for (path, weights) in inputs.chain([(out, &merged as &dyn Weights)]) {
+        let bar = bar(context, &format!("evaluating {}", path.display()));
+        let score = |task: &Task| {
+            architecture.score(gpu, weights, task, &mut |done, all| {
+                bar.set_message(format!("evaluating {}: {done} of {all} tokens", path.display()));
+                unless_stopped(stopped, "the merge is written")
+            })
+        };
         unless_stopped(stopped, "the merge is written")?;
-        let e = data.evaluate(gpu, weights)?;
-        context.result(format_args!("{:<9.4} {:<9.4} {}", e.loss, e.accuracy, path.display()));
-        let line = json!({"line": "evaluated", "model": path, "loss": e.loss, "accuracy": e.accuracy});
-        context.record(&line)?;
+        let scores = tasks.iter().map(score).collect::<Result<Vec<_>>>()?;
+        bar.finish_and_clear();
+        table.row(&path.display().to_string(), path, &scores)?;
     }
     Ok(())
 }

@@ -19,9 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::merge::plot::{Curve, Panel, svg};
 use tiebeam::merge::{
-    ActivationMatching, Barrier, Evaluation, LossPath, MatchOptions, Matching, Mean, MlpModel, Permutation,
-    Similarity, Spec, Weights, match_many, match_weights, singular_alignment,
+    ActivationMatching, Barrier, Evaluation, LossPath, MatchOptions, Matching, Mean, Permutation, Similarity,
+    Spec, Weights, match_many, match_weights, singular_alignment,
 };
+use tiebeam::models::network::Network;
 use tiebeam::store::{Entry, save, save_tensors};
 use tiebeam::{Error, Gpu, Result, Tensor, files, no_grad};
 use train::{Recipe, train};
@@ -72,20 +73,20 @@ struct Args {
 }
 
 /// Computes loss and accuracy of a network on a set.
-fn evaluate(gpu: &Gpu, net: &MlpModel, weights: &dyn Weights, set: &Set) -> Result<Evaluation> {
+fn evaluate(gpu: &Gpu, net: &Network, weights: &dyn Weights, set: &Set) -> Result<Evaluation> {
     Evaluation::of(&no_grad(|| net.logits(gpu, weights, &set.x))?, &set.labels)
 }
 
 /// Finds the permutation that makes hidden activations on the training set most similar.
 fn by_activations(
     gpu: &Gpu,
-    net: &MlpModel,
+    net: &Network,
     spec: &Spec,
     [a, b]: [&dyn Weights; 2],
     set: &Set,
 ) -> Result<Permutation> {
     let mut matching = ActivationMatching::new(spec, a, b, Similarity::InnerProduct)?;
-    let [of_a, of_b] = [a, b].map(|weights| no_grad(|| net.outputs(gpu, weights, &set.x)));
+    let [of_a, of_b] = [a, b].map(|weights| no_grad(|| net.activations(gpu, weights, &set.x)));
     for ((group, a), b) in spec.groups.iter().zip(of_a?).zip(of_b?) {
         matching.add(&group.name, &a, &b)?;
     }
@@ -109,7 +110,7 @@ struct Study<'a> {
 }
 
 impl Study<'_> {
-    fn way(&self, name: &'static str, net: &MlpModel, a: &dyn Weights, b: &dyn Weights) -> Result<Way> {
+    fn way(&self, name: &'static str, net: &Network, a: &dyn Weights, b: &dyn Weights) -> Result<Way> {
         let points = self.args.points as usize;
         let train = LossPath::between(a, b, points, |weights| match self.stop.load(Ordering::Relaxed) {
             true => Err(Error::stopped("stopped")),
@@ -136,7 +137,7 @@ impl Study<'_> {
             models.push(model);
         }
         let (a, b) = (&models[0], &models[1]);
-        let net = MlpModel::of(a)?;
+        let net = Network::mlp(a)?;
         let spec = Spec::mlp(a, &net.layers())?;
         let matching = match_weights(self.gpu, &spec, a, b, &MatchOptions::default())?;
         let activations = by_activations(self.gpu, &net, &spec, [a, b], &self.data.train)?;
@@ -168,7 +169,7 @@ impl Study<'_> {
     fn report(
         &self,
         width: usize,
-        net: &MlpModel,
+        net: &Network,
         models: &[BTreeMap<String, Tensor>],
         matching: &Matching,
         ways: &[Way],
@@ -202,7 +203,7 @@ impl Study<'_> {
     }
 
     /// Averages all networks in three ways: unmatched, each matched to the first, and all matched together.
-    fn many(&self, net: &MlpModel, spec: &Spec, models: &[BTreeMap<String, Tensor>]) -> Result<()> {
+    fn many(&self, net: &Network, spec: &Spec, models: &[BTreeMap<String, Tensor>]) -> Result<()> {
         let all: Vec<&dyn Weights> = models.iter().map(|model| model as &dyn Weights).collect();
         let options = MatchOptions::default();
         let together = match_many(self.gpu, spec, &all, &options)?;

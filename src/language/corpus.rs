@@ -1,9 +1,9 @@
 //! A text as tokens, of which a part is held out.
 
-use super::data::{Data, evaluate};
+use super::data::Data;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::models::lm::{Lm, LmConfig};
+use crate::models::lm::{Lm, LmConfig, evaluate};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 #[cfg(feature = "text")]

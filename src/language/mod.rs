@@ -11,9 +11,10 @@ mod examples;
 mod gates;
 mod training;
 
+pub use crate::models::lm::evaluate;
 pub use corpus::Corpus;
 pub use curve::Point;
-pub use data::{Data, evaluate};
+pub use data::Data;
 #[cfg(feature = "text")]
 pub use examples::Examples;
 pub use gates::{GateOptions, GateTraining};

@@ -17,9 +17,9 @@ pub use align::permutation::{Permutation, Permuted};
 pub use align::repair::{Outputs, repair, reset_statistics};
 pub use align::spec::{Axis, Group, GroupKind, Heads, Spec};
 pub use align::straight_through::{MidpointLoss, StraightThrough, StraightThroughOptions, straight_through};
+pub use evaluation::architecture::Architecture;
 pub use evaluation::barrier::{Barrier, Evaluation, Interpolated, LossPath, distance};
 pub use evaluation::evaluate;
-pub use evaluation::mlp::MlpModel;
 #[cfg(feature = "plot")]
 pub use evaluation::plot;
 #[cfg(feature = "yaml")]

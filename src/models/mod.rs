@@ -9,5 +9,6 @@ pub mod llama;
 pub mod lm;
 pub mod masa;
 pub mod mor;
+pub mod network;
 pub mod sharing;
 pub mod sret;

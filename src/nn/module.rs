@@ -332,7 +332,12 @@ pub struct VisitMut<'a> {
     made: &'a HashMap<Identity, (Tensor, Tensor)>,
 }
 
-impl VisitMut<'_> {
+impl<'a> VisitMut<'a> {
+    /// Replaces the tensors of these identities, each of which stands beside its new one.
+    pub(super) fn new(made: &'a HashMap<Identity, (Tensor, Tensor)>) -> VisitMut<'a> {
+        VisitMut { made }
+    }
+
     /// Goes into a field.
     pub fn field(&mut self, module: &mut (impl Module + ?Sized)) {
         module.visit_mut(self);

@@ -48,7 +48,7 @@ pub(crate) use settings::{others_in, settings_in};
 pub(crate) use sharding::{SHARD_BYTES, index_of, sharded};
 pub use shards::Shards;
 pub(crate) use shards::{INDEX, needs_folder, same_weights};
-pub use weights::Weights;
+pub use weights::{Tracked, Weights};
 
 // Slices of numbers are written with their bytes in memory, which must be little-endian as in the file. Every platform with a GPU
 // is.

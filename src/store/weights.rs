@@ -52,6 +52,36 @@ impl Weights for BTreeMap<String, Tensor> {
     }
 }
 
+/// Weights in memory that stay what they are: those that are tracked are tracked by whatever reads them, so that a model that runs on
+/// them trains what they were computed from.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use tiebeam::store::{Tracked, Weights};
+/// use tiebeam::{Gpu, Tensor};
+/// let gpu = Gpu::open()?;
+/// let scale = Tensor::scalar(&gpu, 2.0).requires_grad();
+/// let weights = BTreeMap::from([("w".to_string(), Tensor::ones(&gpu, [3]).mul(&scale))]);
+/// let loss = Tracked(&weights).read(&gpu, "w")?.sum_all();
+/// assert_eq!(loss.backward()?.get(&scale).expect("a gradient").item()?, 3.0);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+pub struct Tracked<'a>(pub &'a BTreeMap<String, Tensor>);
+
+impl Weights for Tracked<'_> {
+    fn names(&self) -> Vec<String> {
+        self.0.names()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.0.shape(name)
+    }
+
+    fn read(&self, _: &Gpu, name: &str) -> Result<Tensor> {
+        self.0.get(name).map(|x| x.cast(DType::F32)).ok_or_else(|| missing(name))
+    }
+}
+
 impl<W: Weights + ?Sized> Weights for &W {
     fn names(&self) -> Vec<String> {
         (**self).names()

@@ -3,13 +3,14 @@
 use crate::support::folder::Folder;
 use crate::support::{download, gpu, matching_vectors, within};
 use std::collections::BTreeMap;
+use tiebeam::merge::Weights;
 use tiebeam::merge::learned::{Atlas, fisher_diagonal};
 use tiebeam::merge::methods::{average, fisher};
 use tiebeam::merge::pareto::{Link, Search, Surrogate, front, hypervolume, samples};
 use tiebeam::merge::pleas::{Split, flops_factor, least_squares, merge_bias, merge_layer, targets};
 use tiebeam::merge::reversible::Reversible;
 use tiebeam::merge::signature::{Patched, Signature};
-use tiebeam::merge::{MlpModel, Weights};
+use tiebeam::models::network::Network;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::{Rng, Tensor};
 
@@ -220,7 +221,7 @@ fn pleas_between_the_average_and_both_models() {
     let mut rng = Rng::new(21);
     let (a, b) = (network(&mut rng), network(&mut rng));
     let x = normal(&[64, 6], &mut rng);
-    let outputs = |w: &BTreeMap<String, Tensor>| MlpModel::of(w).unwrap().outputs(gpu(), w, &x).unwrap();
+    let outputs = |w: &BTreeMap<String, Tensor>| Network::mlp(w).unwrap().activations(gpu(), w, &x).unwrap();
     let merged = |ratio: f64| {
         let agreement: Vec<f64> = (0..8).map(|i| ((i * 5) % 8) as f64).collect();
         let hidden = Split::by_agreement(&agreement, ratio);

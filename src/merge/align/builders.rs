@@ -3,7 +3,7 @@
 use super::spec::{Axis, Group, GroupKind, Heads, Spec};
 use crate::error::{Error, Result};
 use crate::merge::Shards;
-use crate::merge::evaluation::mlp::MlpModel;
+use crate::models::network::Network;
 use crate::store::Weights;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -182,7 +182,7 @@ impl Spec {
     pub fn named(name: &str, model: &Shards) -> Result<Spec> {
         let mut parts = name.split(':');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some("mlp"), None, ..) => Spec::mlp(model, &MlpModel::of(model)?.layers()),
+            (Some("mlp"), None, ..) => Spec::mlp(model, &Network::mlp(model)?.layers()),
             (Some("resnet"), None, ..) => Spec::resnet(model),
             (Some("llama"), None, ..) => {
                 let [heads, kv_heads] = config_heads(&model.path().with_file_name("config.json"))?;

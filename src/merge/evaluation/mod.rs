@@ -1,7 +1,7 @@
-//! Evaluates models: losses on data, and along the segment between two models.
+//! Evaluates models: scores on tasks, and losses along the segment between two models.
 
+pub(super) mod architecture;
 pub(super) mod barrier;
 pub mod evaluate;
-pub(super) mod mlp;
 #[cfg(feature = "plot")]
 pub mod plot;

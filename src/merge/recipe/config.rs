@@ -11,6 +11,7 @@
 use super::method::Method;
 pub use super::setting::{Parameters, Scalar, Setting};
 use crate::error::{Error, Result};
+use crate::merge::evaluate::{TaskFile, TaskKind};
 use crate::store::{FileDType, named, nearest, same_weights};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
@@ -51,15 +52,11 @@ pub struct Align {
     pub seed: u64,
 }
 
-/// The data that the inputs and the merged model are evaluated on. The models must be classifying MLPs of `relu` layers.
-#[derive(Clone, Debug, PartialEq)]
+/// What the inputs and the merged model are scored on.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluate {
-    /// A safetensors file.
-    pub data: PathBuf,
-    /// Name of the inputs `[rows, width]`. Integers are divided by their largest.
-    pub inputs: String,
-    /// Name of the labels `[rows]`.
-    pub labels: String,
+    /// The tasks, at least one.
+    pub tasks: Vec<TaskFile>,
 }
 
 /// The configuration of a merge.
@@ -80,11 +77,13 @@ pub struct MergeConfig {
     pub align: Option<Align>,
     /// Evaluation after merging.
     pub evaluate: Option<Evaluate>,
+    /// The file of a [`Network`](crate::models::network::Network) that the weights belong to, where it is not known by their names.
+    pub network: Option<PathBuf>,
     /// Outermost keys that only define what aliases stand for, and are passed over.
     pub definitions: Vec<String>,
 }
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "merge_method",
     "models",
     "slices",
@@ -94,6 +93,7 @@ const KEYS: [&str; 9] = [
     "out_dtype",
     "align",
     "evaluate",
+    "network",
 ];
 
 /// Keys of mergekit that are not supported. They would change the result, so they are refused.
@@ -158,6 +158,7 @@ impl MergeConfig {
             dtype: out?.or(computed?),
             align: root.get("align").map(|node| align(&node, models)).transpose()?,
             evaluate: root.get("evaluate").map(|node| evaluate(&node, folder)).transpose()?,
+            network: root.get("network").map(|node| Ok::<_, Error>(folder.join(node.text()?))).transpose()?,
             definitions: Vec::new(),
         };
         config.check()?;
@@ -315,13 +316,52 @@ fn align(node: &Node, models: &Models) -> Result<Align> {
     })
 }
 
+/// One task, or several under `tasks`.
 fn evaluate(node: &Node, folder: &Path) -> Result<Evaluate> {
-    node.only(&["data", "inputs", "labels"])?;
-    let word = |key, default: &str| node.get(key).map_or(Ok(default.into()), |n| n.text().map(String::from));
-    Ok(Evaluate {
-        data: folder.join(node.need("data")?.text()?),
-        inputs: word("inputs", "x")?,
-        labels: word("labels", "y")?,
+    Ok(Evaluate { tasks: tasks(node, folder)? })
+}
+
+fn tasks(node: &Node, folder: &Path) -> Result<Vec<TaskFile>> {
+    match node.get("tasks") {
+        Some(listed) => {
+            node.only(&["tasks"])?;
+            listed.list()?.iter().map(|one| task(one, folder)).collect()
+        }
+        None => Ok(vec![task(node, folder)?]),
+    }
+}
+
+/// Labelled rows under `data`, or a text under `text`.
+fn task(node: &Node, folder: &Path) -> Result<TaskFile> {
+    const LABELLED: [&str; 5] = ["name", "data", "inputs", "labels", "outputs"];
+    const TEXT: [&str; 4] = ["name", "text", "tokens", "context"];
+    let whole = |key| node.get(key).map(|n| n.whole()).transpose();
+    let file = match (node.get("data"), node.get("text")) {
+        (Some(data), None) => {
+            node.only(&LABELLED)?;
+            let word =
+                |key, default: &str| node.get(key).map_or(Ok(default.into()), |n| n.text().map(String::from));
+            let kind = TaskKind::Labelled {
+                inputs: word("inputs", "x")?,
+                labels: word("labels", "y")?,
+                outputs: node.get("outputs").map(|n| n.range()).transpose()?,
+            };
+            TaskFile::of(folder.join(data.text()?), kind)
+        }
+        (None, Some(text)) => {
+            node.only(&TEXT)?;
+            let limit = whole("tokens")?.unwrap_or(16384) as usize;
+            let kind = TaskKind::Text { limit, context: whole("context")?.map(|n| n as usize) };
+            TaskFile::of(folder.join(text.text()?), kind)
+        }
+        _ => {
+            node.only(&[&LABELLED[..], &TEXT[1..]].concat())?;
+            return Err(node.wrong("a task needs either `data`, a file of labelled rows, or `text`"));
+        }
+    };
+    Ok(match node.get("name") {
+        Some(name) => file.named(name.text()?),
+        None => file,
     })
 }
 

@@ -4,9 +4,12 @@ use super::config::{MergeConfig, Scalar, Slice, Source};
 use super::method::Arguments;
 use crate::error::{Error, Result};
 use crate::files::size;
+use crate::gpu::Gpu;
 use crate::merge::Shards;
 use crate::merge::Weights;
-use crate::store::{FileDType, is_cached, sharded};
+use crate::merge::evaluate::Task;
+use crate::models::network::Network;
+use crate::store::{FileDType, is_cached, located, sharded};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -310,6 +313,23 @@ impl Job {
                 Err(Error::config(format!("the models do not fit ({n}):\n  {}", self.problems.join("\n  "))))
             }
         }
+    }
+
+    /// The tasks that the configuration evaluates on. Texts are read with the tokenizer of the leading model.
+    ///
+    /// # Errors
+    /// As [`TaskFile::open`](crate::merge::evaluate::TaskFile::open).
+    pub fn tasks(&self, gpu: &Gpu) -> Result<Vec<Task>> {
+        let all = self.config.evaluate.iter().flat_map(|evaluate| &evaluate.tasks);
+        all.map(|task| task.open(gpu, &located(&self.leader().path))).collect()
+    }
+
+    /// The description of the network that the configuration names.
+    ///
+    /// # Errors
+    /// As [`Network::read`].
+    pub fn network(&self) -> Result<Option<Network>> {
+        self.config.network.as_ref().map(Network::read).transpose()
     }
 
     /// The models as sources of tensors, in the order of [`Job::models`].

@@ -87,6 +87,11 @@ pub(super) fn fits(name: &str, found: &[usize], want: &[usize]) -> Result<()> {
     }
 }
 
+/// A leaf, unless the tensor is tracked: then the model trains what it was computed from.
+fn leaf(x: Tensor) -> Tensor {
+    if x.is_tracked() { x } else { x.requires_grad() }
+}
+
 /// Any [`Weights`], in f32.
 pub(super) struct Floats<'a>(pub &'a dyn Weights);
 
@@ -151,7 +156,7 @@ impl<'a> Reader<'a> {
         self.fits(name, &[size])?;
         let x = self.tensors.vector(self.gpu, name)?;
         x.check()?;
-        Ok(x.requires_grad())
+        Ok(leaf(x))
     }
 
     fn matrix(&self, name: &str, size: [usize; 2]) -> Result<Matrix> {
@@ -174,7 +179,7 @@ impl<'a> Reader<'a> {
         let name = format!("{path}.weight");
         let site: Arc<dyn Site> = match self.matrix(&name, size)? {
             Matrix::Packed(packing, words) => self.packed(&name, size, packing, &words)?.shared(),
-            Matrix::Tensor(x) => Tied::new(&x.requires_grad()).shared(),
+            Matrix::Tensor(x) => Tied::new(&leaf(x)).shared(),
         };
         let bias = format!("{path}.bias");
         let has = biased || self.present.contains(&bias);
@@ -192,7 +197,7 @@ impl<'a> Reader<'a> {
         let size = [c.vocab, c.width];
         Ok(match self.matrix(&name, size)? {
             Matrix::Packed(packing, words) => TokenTable::Packed(self.packed(&name, size, packing, &words)?),
-            Matrix::Tensor(x) => TokenTable::Stored(Embedding { table: x.requires_grad() }),
+            Matrix::Tensor(x) => TokenTable::Stored(Embedding { table: leaf(x) }),
         })
     }
 
@@ -294,7 +299,8 @@ pub(super) fn check(
 }
 
 impl Lm {
-    /// Reads weights with the names of Hugging Face's Llama models, such as [`crate::store::Shards`], as leaves in f32.
+    /// Reads weights with the names of Hugging Face's Llama models, such as [`crate::store::Shards`], as leaves in f32. Those that are
+    /// tracked, as [`crate::store::Tracked`] has them, stay what they are.
     /// `config` supplies what they do not contain ([`LmConfig::from_json`]). Weights without a head have the table of token
     /// vectors for one, and biases are read if they are there, because `config` says nothing of either.
     /// [`Published`](super::Published) checks both against `config.json`.

@@ -9,6 +9,7 @@ mod config;
 mod exits;
 mod file;
 mod make;
+mod measure;
 mod metadata;
 mod scaling;
 mod session;
@@ -16,6 +17,7 @@ mod table;
 
 pub use config::{ExpertsConfig, LINEARS, LmConfig, MlpKind, NormKind, Positions};
 pub use file::Saved;
+pub use measure::evaluate;
 pub use scaling::RopeScaling;
 pub use session::{Session, SessionOptions};
 pub use table::TokenTable;

@@ -5,9 +5,10 @@ use crate::support::{download, gpu, within};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tiebeam::merge::{
-    Builder, MatchOptions, Matching, MlpModel, Permutation, Spec, TransformerNames, VisitOrder, Weights,
-    group_costs, match_weights,
+    Builder, MatchOptions, Matching, Permutation, Spec, TransformerNames, VisitOrder, Weights, group_costs,
+    match_weights,
 };
+use tiebeam::models::network::Network;
 use tiebeam::nn::Mask;
 use tiebeam::ops::product::conv::Conv2dConfig;
 use tiebeam::store::{File, FileDType};
@@ -80,8 +81,8 @@ fn first_costs(file: &File, spec: &Spec, [a, b]: [&Model; 2], known: &[(&str, Ve
     close(&what, &got, &values(file, &what), 1e-5, 0.0);
 }
 
-fn layers(model: &Model) -> MlpModel {
-    MlpModel::of(model).unwrap()
+fn layers(model: &Model) -> Network {
+    Network::mlp(model).unwrap()
 }
 
 fn mlp_spec(model: &Model) -> Spec {
@@ -90,7 +91,7 @@ fn mlp_spec(model: &Model) -> Spec {
 
 /// Computes mean cross-entropy and accuracy.
 fn evaluate(weights: &dyn Weights, x: &Tensor, y: &[u32]) -> [f64; 2] {
-    let logits = MlpModel::of(weights).unwrap().logits(gpu(), weights, x).unwrap();
+    let logits = Network::mlp(weights).unwrap().logits(gpu(), weights, x).unwrap();
     let targets = Tensor::from_slice(gpu(), y, [y.len()]);
     let loss = f64::from(logits.cross_entropy(&targets, None).item().unwrap());
     let best = logits.argmax(-1).cast(DType::U32).to_vec::<u32>().unwrap();

@@ -8,10 +8,11 @@ use crate::support::folder::Folder;
 use crate::support::{download, gpu, matching_vectors};
 use std::collections::BTreeMap;
 use tiebeam::merge::{
-    ActivationMatching, LayerNames, MatchOptions, Matching, MlpModel, Permutation, Shards, Similarity, Spec,
+    ActivationMatching, LayerNames, MatchOptions, Matching, Permutation, Shards, Similarity, Spec,
     VisitOrder, Weights, group_costs, match_weights, reset_statistics,
 };
 use tiebeam::models::lm::{Lm, LmConfig};
+use tiebeam::models::network::Network;
 use tiebeam::ops::sequence::rope::Pairing;
 use tiebeam::store::save_tensors;
 use tiebeam::{Rng, Tensor};
@@ -41,7 +42,7 @@ fn mlp(sizes: &[usize], seed: u64) -> Model {
 }
 
 fn mlp_spec(model: &Model) -> Spec {
-    Spec::mlp(model, &MlpModel::of(model).expect("an MLP").layers()).expect("a spec")
+    Spec::mlp(model, &Network::mlp(model).expect("an MLP").layers()).expect("a spec")
 }
 
 fn found(spec: &Spec, a: &Model, b: &dyn Weights, options: &MatchOptions) -> Matching {
@@ -349,7 +350,7 @@ fn checkpoints_on_disk_are_matched_too() {
 fn activations_find_what_was_planted() {
     let model = mlp(&[16, 24, 20, 5], 8);
     let spec = mlp_spec(&model);
-    let net = MlpModel::of(&model).unwrap();
+    let net = Network::mlp(&model).unwrap();
     let x = Tensor::randn(gpu(), [200, 16], &mut Rng::new(3));
     for similarity in [Similarity::InnerProduct, Similarity::Correlation] {
         let planted = planted(&spec, &model, 4);
@@ -357,7 +358,7 @@ fn activations_find_what_was_planted() {
         let mut matching = ActivationMatching::new(&spec, &model, &away, similarity).unwrap();
         for batch in [0..50, 50..200] {
             let x = x.slice(0, batch);
-            let [a, b] = [&model, &away].map(|weights| net.outputs(gpu(), weights, &x).unwrap());
+            let [a, b] = [&model, &away].map(|weights| net.activations(gpu(), weights, &x).unwrap());
             for (i, group) in ["P0", "P1"].iter().enumerate() {
                 matching.add(group, &a[i], &b[i]).unwrap();
             }

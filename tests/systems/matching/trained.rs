@@ -6,6 +6,7 @@ use tiebeam::merge::{
     Barrier, Evaluation, LossPath, Mean, StraightThroughOptions, VisitOrder, match_many, match_weights_with,
     repair, singular_alignment, straight_through,
 };
+use tiebeam::models::network::Network;
 use tiebeam::store::{File, FileDType};
 
 /// Reads a trained network of the reference vectors; see `tests/vectors/matching/README.md`.
@@ -84,7 +85,7 @@ fn orders_seeds_and_runs() {
 
 fn evaluate(weights: &dyn Weights) -> tiebeam::Result<Evaluation> {
     let (x, y) = digits();
-    Evaluation::of(&MlpModel::of(weights)?.logits(gpu(), weights, &x)?, &y)
+    Evaluation::of(&Network::mlp(weights)?.logits(gpu(), weights, &x)?, &y)
 }
 
 #[test]
