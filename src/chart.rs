@@ -25,17 +25,24 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
     /// Whether it is dashed.
     pub dashed: bool,
+    /// Whether it is dots without a line.
+    pub dots: bool,
 }
 
 impl Line {
     /// A line through these points.
     pub fn new(name: impl Into<String>, points: Vec<(f64, f64)>) -> Line {
-        Line { name: name.into(), points, dashed: false }
+        Line { name: name.into(), points, dashed: false, dots: false }
+    }
+
+    /// Dots at these points.
+    pub fn dots(name: impl Into<String>, points: Vec<(f64, f64)>) -> Line {
+        Line { dots: true, ..Line::new(name, points) }
     }
 
     /// A dashed horizontal line from one end of the chart to the other.
     pub fn level(name: impl Into<String>, y: f64, ends: [f64; 2]) -> Line {
-        Line { name: name.into(), points: ends.map(|x| (x, y)).to_vec(), dashed: true }
+        Line { dashed: true, ..Line::new(name, ends.map(|x| (x, y)).to_vec()) }
     }
 }
 
@@ -129,6 +136,13 @@ fn draw(root: &Area, frame: &Frame, all: &[Line]) -> Drawing {
         let colour = COLOURS[i % COLOURS.len()];
         let points: Vec<(f64, f64)> = line.points.iter().map(|p| (p.0, value(p.1))).collect();
         let style = colour.stroke_width(2);
+        if line.dots {
+            let dots = points.into_iter().map(|point| Circle::new(point, 3, colour.filled()));
+            let drawn = chart.draw_series(dots)?;
+            let legend = move |(x, y)| Circle::new((x + 9, y), 3, colour.filled());
+            drawn.label(line.name.as_str()).legend(legend);
+            continue;
+        }
         let drawn = match line.dashed {
             true => chart.draw_series(DashedLineSeries::new(points, 6, 4, style))?,
             false => chart.draw_series(LineSeries::new(points, style))?,

@@ -9,9 +9,11 @@ mod data;
 mod doctor;
 mod evaluate;
 mod finetune;
+mod fisher;
 mod inspect;
 mod matching;
 mod merge;
+mod pareto;
 mod predict;
 mod quantise;
 mod run;
@@ -72,6 +74,7 @@ enum Command {
     Doctor(doctor::Args),
     Evaluate(evaluate::Args),
     Finetune(finetune::Args),
+    Fisher(fisher::Args),
     /// Write the manual pages of this command and its subcommands into a folder
     #[command(after_long_help = "Examples:\n  tiebeam man target/man\n  man -l target/man/tiebeam-merge.1")]
     Man {
@@ -81,6 +84,7 @@ enum Command {
     Inspect(inspect::Args),
     Merge(merge::Args),
     Match(matching::Args),
+    Pareto(pareto::Args),
     Predict(predict::Args),
     Quantise(quantise::Args),
     Run(run::Args),
@@ -99,10 +103,12 @@ fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Doctor(args) => doctor::run(args, context),
         Command::Evaluate(args) => evaluate::run(args, context),
         Command::Finetune(args) => finetune::run(args, context),
+        Command::Fisher(args) => fisher::run(args, context),
         Command::Man { folder } => shell::man(folder, Args::command(), context),
         Command::Inspect(args) => inspect::run(args, context),
         Command::Merge(args) => merge::run(args, context),
         Command::Match(args) => matching::run(args, context),
+        Command::Pareto(args) => pareto::run(args, context),
         Command::Predict(args) => predict::run(args, context),
         Command::Quantise(args) => quantise::run(args, context),
         Command::Run(args) => run::run(args, context),

@@ -13,6 +13,7 @@ pub use align::many::{ManyMatching, Mean, match_many};
 pub use align::matching::{
     GroupCosts, MatchOptions, Matching, Visit, VisitOrder, group_costs, match_weights, match_weights_with,
 };
+pub use align::networks::{match_activations, repair_network};
 pub use align::permutation::{Permutation, Permuted};
 pub use align::repair::{Outputs, repair, reset_statistics};
 pub use align::spec::{Axis, Group, GroupKind, Heads, Spec};
@@ -24,5 +25,7 @@ pub use evaluation::evaluate;
 pub use evaluation::plot;
 #[cfg(feature = "yaml")]
 pub use recipe::yaml;
-pub use recipe::{aligned, config, config::MergeConfig, global, job, job::Job, method, methods, run};
-pub use research::{learned, pareto, pleas, reversible, signature};
+pub use recipe::{
+    aligned, config, config::MergeConfig, global, job, job::Job, learn as learning, method, methods, run,
+};
+pub use research::{cma, fisher, learn, learned, map, pareto, partial, pleas, reversible, signature};

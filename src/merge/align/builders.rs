@@ -3,7 +3,7 @@
 use super::spec::{Axis, Group, GroupKind, Heads, Spec};
 use crate::error::{Error, Result};
 use crate::merge::Shards;
-use crate::models::network::Network;
+use crate::models::network::{NETWORK, Network};
 use crate::store::Weights;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,6 +44,15 @@ impl<'a> Builder<'a> {
     /// Whether the model has this tensor.
     pub fn has(&self, tensor: &str) -> bool {
         self.shapes.contains_key(tensor)
+    }
+
+    /// Number of axes of a tensor that belong to groups.
+    pub(super) fn axes(&self, tensor: &str) -> usize {
+        let of = |group: &Group| match &group.kind {
+            GroupKind::Units(axes) => axes.iter().filter(|axis| axis.tensor == tensor).count(),
+            GroupKind::Heads(_) => 0,
+        };
+        self.spec.groups.iter().map(of).sum()
     }
 
     /// Names of the model's tensors.
@@ -174,7 +183,7 @@ pub struct TransformerNames<'a> {
 }
 
 impl Spec {
-    /// Returns the spec that a user names: `mlp`, `resnet`, `llama:HEADS:KV_HEADS`, `llama` for a model with a `config.json`
+    /// Returns the spec that a user names: `mlp`, `resnet`, `network` for one that its `network.json` describes, `llama:HEADS:KV_HEADS`, `llama` for a model with a `config.json`
     /// beside it, or the path of a spec file.
     ///
     /// # Errors
@@ -184,6 +193,12 @@ impl Spec {
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
             (Some("mlp"), None, ..) => Spec::mlp(model, &Network::mlp(model)?.layers()),
             (Some("resnet"), None, ..) => Spec::resnet(model),
+            (Some("network"), None, ..) => {
+                let described = model.path().with_file_name(NETWORK);
+                let network =
+                    if described.is_file() { Network::read(described)? } else { Network::of(model)? };
+                Spec::network(model, &network)
+            }
             (Some("llama"), None, ..) => {
                 let [heads, kv_heads] = config_heads(&model.path().with_file_name("config.json"))?;
                 Spec::llama(model, heads, kv_heads)

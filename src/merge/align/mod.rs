@@ -7,6 +7,7 @@ pub(super) mod builders;
 mod heads;
 pub(super) mod many;
 pub(super) mod matching;
+pub(super) mod networks;
 mod pairing;
 pub(super) mod permutation;
 mod plan;

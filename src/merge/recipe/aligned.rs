@@ -4,17 +4,63 @@ use super::config::Align;
 use super::job::Job;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::merge::Weights;
+use crate::merge::align::activations::{ActivationMatch, Similarity};
 use crate::merge::align::matching::{MatchOptions, Matching, Visit, match_weights_with};
+use crate::merge::align::networks::match_activations;
+use crate::merge::align::permutation::Permutation;
 use crate::merge::align::spec::Spec;
+use crate::merge::evaluation::barrier::distance;
+use crate::merge::{Architecture, Shards, Weights};
+use crate::models::network::Network;
+use crate::tensor::Tensor;
 use std::ops::ControlFlow;
 use std::path::Path;
+
+/// How a model is aligned.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Found {
+    /// The permutation of the model.
+    pub permutation: Permutation,
+    /// `||a - b||` before.
+    pub distance_before: f64,
+    /// `||a - pi(b)||`.
+    pub distance: f64,
+    /// Rounds of the search; none for activations, whose groups do not depend on each other.
+    pub sweeps: usize,
+    /// Whether every assignment is proved to be the best.
+    pub exact: bool,
+}
+
+impl Found {
+    fn of_weights(matching: Matching) -> Found {
+        Found {
+            permutation: matching.permutation,
+            distance_before: matching.distance_before,
+            distance: matching.distance,
+            sweeps: matching.sweeps,
+            exact: matching.exact,
+        }
+    }
+
+    fn of_activations(gpu: &Gpu, a: &Shards, b: &Shards, found: ActivationMatch) -> Result<Found> {
+        let moved = distance(gpu, a, &found.permutation.permuted(b))?;
+        let most = found.values.values().fold(0.0f64, |most, value| most.max(value.abs()));
+        Ok(Found {
+            distance_before: distance(gpu, a, b)?,
+            distance: moved,
+            sweeps: 0,
+            exact: found.gap <= 1e-9 * most,
+            permutation: found.permutation,
+        })
+    }
+}
 
 /// The matchings of a [`Job`]'s models.
 #[derive(Clone, Debug)]
 pub struct Aligned {
     /// One per model. `None` for the target, and for Fisher diagonals, which are permuted as their models.
-    pub matchings: Vec<Option<Matching>>,
+    pub matchings: Vec<Option<Found>>,
     /// Per model, the index of the matching that it is read through.
     through: Vec<Option<usize>>,
 }
@@ -41,7 +87,7 @@ impl Job {
         let spec = Spec::named(&align.spec, &self.models[target].checkpoint)?;
         let mut through: Vec<Option<usize>> = (0..self.models.len()).map(Some).collect();
         for output in &self.outputs {
-            for (fisher, model) in output.fishers.iter().zip(&output.models) {
+            for (fisher, model) in output.others.iter().zip(&output.models) {
                 let own = through[fisher.model].filter(|&of| of != fisher.model);
                 if own.is_some_and(|of| of != model.model) {
                     return Err(Error::config(format!(
@@ -60,10 +106,26 @@ impl Job {
             ..MatchOptions::default()
         };
         let a = &self.models[target].checkpoint;
+        let by_activations = match align.by_activations {
+            true => Some(self.activations(gpu, a)?),
+            false => None,
+        };
         let mut matchings = Vec::new();
         for (i, model) in self.models.iter().enumerate() {
             if i == target || through[i] != Some(i) {
                 matchings.push(None);
+                continue;
+            }
+            if let Some((network, inputs)) = &by_activations {
+                let found = match_activations(
+                    gpu,
+                    network,
+                    &spec,
+                    [a, &model.checkpoint],
+                    inputs,
+                    Similarity::InnerProduct,
+                )?;
+                matchings.push(Some(Found::of_activations(gpu, a, &model.checkpoint, found)?));
                 continue;
             }
             let mut stopped = Ok(());
@@ -72,10 +134,24 @@ impl Job {
                 if stopped.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
             stopped?;
-            matchings.push(Some(matching));
+            matchings.push(Some(Found::of_weights(matching)));
         }
         through.iter_mut().for_each(|t| *t = t.filter(|&t| matchings[t].is_some()));
         Ok(Aligned { matchings, through })
+    }
+}
+
+impl Job {
+    /// The network whose activations are compared, and the inputs of the tasks of `learn`.
+    fn activations(&self, gpu: &Gpu, a: &Shards) -> Result<(Network, Tensor)> {
+        let Architecture::Network(network) = Architecture::open(gpu, a, self.network()?.as_ref())? else {
+            return Err(Error::config(
+                "align: language models are not matched by activations; only networks are",
+            ));
+        };
+        let inputs = super::learn::inputs_of(&self.learning_tasks(gpu)?)?;
+        network.output(a, inputs.shape())?;
+        Ok((network, inputs))
     }
 }
 
@@ -85,7 +161,9 @@ impl Aligned {
         let one = |(model, through): (&'a super::job::Model, &Option<usize>)| {
             let matching = through.and_then(|i| self.matchings[i].as_ref());
             match matching {
-                Some(matching) => Box::new(matching.permuted(&model.checkpoint)) as Box<dyn Weights + 'a>,
+                Some(found) => {
+                    Box::new(found.permutation.permuted(&model.checkpoint)) as Box<dyn Weights + 'a>
+                }
                 None => Box::new(&model.checkpoint),
             }
         };

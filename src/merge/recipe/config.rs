@@ -42,13 +42,29 @@ pub struct Slice {
 /// How models are aligned before they are merged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Align {
-    /// A spec's name for [`Spec::named`](crate::merge::Spec::named): `llama`, `resnet`, `mlp` or the path of a permutation spec.
+    /// A spec's name for [`Spec::named`](crate::merge::Spec::named): `llama`, `resnet`, `mlp`, `network` or the path of a permutation
+    /// spec.
     pub spec: String,
+    /// Whether units are matched by their activations on the tasks of `learn`, and not by their weights.
+    pub by_activations: bool,
     /// The model that the others are aligned to. The default is the base, or the first model without one.
     pub target: Option<PathBuf>,
     /// Additional starts of the search. The best result is used.
     pub restarts: usize,
     /// Seed of the order of visits and of the starts.
+    pub seed: u64,
+}
+
+/// A search for the weights of the models.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Search {
+    /// Least and largest weight.
+    pub bounds: [f64; 2],
+    /// Where the search starts, by default in the middle.
+    pub start: Option<f64>,
+    /// How many merges are scored at most.
+    pub evaluations: usize,
+    /// Seed of the points.
     pub seed: u64,
 }
 
@@ -77,13 +93,19 @@ pub struct MergeConfig {
     pub align: Option<Align>,
     /// Evaluation after merging.
     pub evaluate: Option<Evaluate>,
+    /// What coefficients, weights and activations are learned on.
+    pub learn: Option<Evaluate>,
+    /// Whether a merged network is repaired on the inputs of `learn`.
+    pub repair: bool,
+    /// A search for the weights of the models by what the merged model reaches on the tasks of `learn`.
+    pub search: Option<Search>,
     /// The file of a [`Network`](crate::models::network::Network) that the weights belong to, where it is not known by their names.
     pub network: Option<PathBuf>,
     /// Outermost keys that only define what aliases stand for, and are passed over.
     pub definitions: Vec<String>,
 }
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 13] = [
     "merge_method",
     "models",
     "slices",
@@ -94,6 +116,9 @@ const KEYS: [&str; 10] = [
     "align",
     "evaluate",
     "network",
+    "learn",
+    "repair",
+    "search",
 ];
 
 /// Keys of mergekit that are not supported. They would change the result, so they are refused.
@@ -158,11 +183,24 @@ impl MergeConfig {
             dtype: out?.or(computed?),
             align: root.get("align").map(|node| align(&node, models)).transpose()?,
             evaluate: root.get("evaluate").map(|node| evaluate(&node, folder)).transpose()?,
+            learn: root.get("learn").map(|node| evaluate(&node, folder)).transpose()?,
+            repair: root.get("repair").map(|node| node.flag()).transpose()?.unwrap_or(false),
+            search: root.get("search").map(|node| search(&node)).transpose()?,
             network: root.get("network").map(|node| Ok::<_, Error>(folder.join(node.text()?))).transpose()?,
             definitions: Vec::new(),
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// Whether what is written depends on data: it is learned, searched for or repaired on the tasks of `learn`.
+    pub fn needs_data(&self) -> bool {
+        self.method.is_learned() || self.search.is_some() || self.repair
+    }
+
+    /// Whether models are aligned by their activations.
+    pub fn by_activations(&self) -> bool {
+        self.align.as_ref().is_some_and(|align| align.by_activations)
     }
 
     /// Checks what does not depend on the models' files.
@@ -172,6 +210,21 @@ impl MergeConfig {
         if self.method.needs_base() && self.base.is_none() {
             return wrong(format!(
                 "base_model: `{name}` needs one: the model that the others were trained from"
+            ));
+        }
+        if super::learn::needs_data(self) && self.learn.is_none() {
+            return wrong(format!(
+                "learn: {} needs tasks to learn from, such as `learn: {{data: train.safetensors}}`; take other rows than those of \
+                 `evaluate`",
+                super::learn::asker(self)
+            ));
+        }
+        if self.search.is_some() && !self.method.parameters().contains(&"weight") {
+            return wrong(format!("search: `{name}` has no weights to search for"));
+        }
+        if self.method.is_learned() && (self.search.is_some() || self.repair || self.slices.len() > 1) {
+            return wrong(format!(
+                "`{name}` is learned for whole models, and takes no `search`, `repair` or slices"
             ));
         }
         for (i, slice) in self.slices.iter().enumerate() {
@@ -272,10 +325,11 @@ fn parameters(node: &Node, method: Method, folder: &Path) -> Result<Parameters> 
     node.only(method.parameters())?;
     let one = |key: &String| {
         let mut setting = node.need(key)?.setting()?;
-        if key == "fisher" {
+        if ["fisher", "clean", "pre"].contains(&key.as_str()) {
             placed(&mut setting, folder);
         }
-        if method.is_global(key) && !matches!(setting, Setting::Same(_)) {
+        let is_list = key == "preference" && matches!(setting, Setting::Gradient(_));
+        if method.is_global(key) && !matches!(setting, Setting::Same(_)) && !is_list {
             let name = method.name();
             return Err(node.wrong(format!("`{key}` of `{name}` is one value for the whole model")));
         }
@@ -295,14 +349,17 @@ fn dtype(node: &Node) -> Result<FileDType> {
 
 fn align(node: &Node, models: &Models) -> Result<Align> {
     node.only(&["spec", "matcher", "target", "restarts", "seed"])?;
-    if let Some(matcher) = node.get("matcher")
-        && matcher.text()? != "weights"
-    {
-        return Err(matcher.wrong("the only matcher that needs no data is `weights`"));
-    }
+    let by_activations = match node.get("matcher") {
+        None => false,
+        Some(matcher) => match matcher.text()? {
+            "weights" => false,
+            "activations" => true,
+            other => return Err(matcher.wrong(format!("`{other}` is neither weights nor activations"))),
+        },
+    };
     let spec = node.need("spec")?;
     let spec = match spec.text()? {
-        word if ["llama", "resnet", "mlp"].contains(&word.split(':').next().unwrap_or(word)) => {
+        word if ["llama", "resnet", "mlp", "network"].contains(&word.split(':').next().unwrap_or(word)) => {
             word.to_string()
         }
         path => models.folder.join(path).to_string_lossy().into_owned(),
@@ -310,10 +367,23 @@ fn align(node: &Node, models: &Models) -> Result<Align> {
     let whole = |key| node.get(key).map(|n| n.whole()).transpose();
     Ok(Align {
         spec,
+        by_activations,
         target: node.get("target").map(|n| models.path(&n)).transpose()?,
         restarts: whole("restarts")?.unwrap_or(0) as usize,
         seed: whole("seed")?.unwrap_or(0),
     })
+}
+
+fn search(node: &Node) -> Result<Search> {
+    node.only(&["low", "high", "start", "evaluations", "seed"])?;
+    let real = |key| node.get(key).map(|n| n.real()).transpose();
+    let whole = |key| node.get(key).map(|n| n.whole()).transpose();
+    let bounds = [real("low")?.unwrap_or(0.0), real("high")?.unwrap_or(1.0)];
+    let evaluations = whole("evaluations")?.unwrap_or(100) as usize;
+    if bounds[0] >= bounds[1] || evaluations == 0 {
+        return Err(node.wrong(format!("{evaluations} evaluations from {} to {}", bounds[0], bounds[1])));
+    }
+    Ok(Search { bounds, start: real("start")?, evaluations, seed: whole("seed")?.unwrap_or(0) })
 }
 
 /// One task, or several under `tasks`.
@@ -410,6 +480,14 @@ impl<'a> Node<'a> {
 
     fn whole(&self) -> Result<u64> {
         self.value.as_u64().ok_or_else(|| self.wrong(format!("must be a whole number, not {}", self.value)))
+    }
+
+    fn real(&self) -> Result<f64> {
+        numeric(self.value).ok_or_else(|| self.wrong(format!("must be a number, not {}", self.value)))
+    }
+
+    fn flag(&self) -> Result<bool> {
+        self.value.as_bool().ok_or_else(|| self.wrong(format!("must be true or false, not {}", self.value)))
     }
 
     fn list(&self) -> Result<Vec<Node<'a>>> {

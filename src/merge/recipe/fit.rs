@@ -219,7 +219,7 @@ impl Job {
             tied.insert(format!("{place}: the head is tied, so `{table}` stands for `{}`", input.name));
             input.name = table.into();
         }
-        for (fisher, model) in output.fishers.iter_mut().zip(&output.models) {
+        for (fisher, model) in output.others.iter_mut().zip(&output.models) {
             // The diagonal of a tied model has one for its table.
             if !self.models[fisher.model].checkpoint.contains(&fisher.name) {
                 fisher.name = model.name.clone();
@@ -241,7 +241,7 @@ impl Job {
             let note = format!("the buffers {{}} are not the same in all models; they are taken from {path}");
             self.gather(note, &output.name);
         }
-        (output.base, output.fishers) = (None, Vec::new());
+        (output.base, output.others) = (None, Vec::new());
         output.models = vec![first];
     }
 

@@ -78,7 +78,7 @@ impl TiesGlobal {
 /// - `b = exp(N norm(A)^2) tanh(tau sum_i tau_i)`, with `norm` the min-max normalisation and `N` the number of models.
 /// - `s` is `b`, clamped from below to its value at rank `(1 - ratio) n` and then min-max normalised.
 ///
-/// The result is `base + lambda sum s_i v_i / max(sum s_i, 1e-12)`. Source: Du et al., arXiv 2410.02396, by its reference code,
+/// The result is `base + lambda sum w_i s_i v_i / max(sum s_i, 1e-12)`, with a weight of each model, which the authors search for. Source: Du et al., arXiv 2410.02396, by its reference code,
 /// which has `exp` and `tanh` where the paper has softmaxes.
 #[derive(Debug)]
 pub struct Pcb {
@@ -131,19 +131,20 @@ impl Pcb {
     /// # Panics
     /// When the number of models differs from that in [`Pcb::measure`].
     #[track_caller]
-    pub fn merge(&self, base: &Tensor, models: &[Tensor], lambda: f32) -> Tensor {
-        assert!(models.len() == self.balances.len(), "pcb: {} models measured", self.balances.len());
+    pub fn merge(&self, base: &Tensor, models: &[Tensor], weights: &[f32], lambda: f32) -> Tensor {
+        let fits = models.len() == self.balances.len() && weights.len() == models.len();
+        assert!(fits, "pcb: {} models measured, {} weights", self.balances.len(), weights.len());
         let deltas = task_vectors(base, models);
         let zero = Tensor::scalar(base.gpu(), 0.0);
         let [mut sum, mut total] = [zero.clone(), zero.clone()];
-        for ((d, b), (ends, [low, high])) in
-            deltas.iter().zip(self.balance(&deltas)).zip(self.balances.iter().zip(&self.magnitudes))
-        {
+        let limits = self.balances.iter().zip(&self.magnitudes).zip(weights);
+        for ((d, b), ((ends, [low, high]), &weight)) in deltas.iter().zip(self.balance(&deltas)).zip(limits) {
             let scale = norm(&b, ends);
             let size = d.abs().clamp(*low, *high);
             let signed = size.where_mask(&d.gt(&zero), &size.neg());
             let value = zero.where_mask(&d.eq(&zero), &signed);
-            sum = sum.add(&scale.mul(&value));
+            // A weight of 1 leaves the bits as they are.
+            sum = sum.add(&scale.mul(&value.scale(weight)));
             total = total.add(&scale);
         }
         let total = total.maximum(&Tensor::scalar(base.gpu(), 1e-12));

@@ -1,6 +1,6 @@
 //! A merge as a list of output tensors: the inputs of each, what does not fit, and how much memory it takes.
 
-use super::config::{MergeConfig, Scalar, Slice, Source};
+use super::config::{Evaluate, MergeConfig, Scalar, Slice, Source};
 use super::method::Arguments;
 use crate::error::{Error, Result};
 use crate::files::size;
@@ -38,8 +38,8 @@ pub struct Output {
     pub base: Option<Input>,
     /// The models' tensors.
     pub models: Vec<Input>,
-    /// The Fisher diagonals of the models.
-    pub fishers: Vec<Input>,
+    /// Further tensors: the Fisher diagonals of the models; for a signature the clean model's and the pretrained one's.
+    pub others: Vec<Input>,
     /// The method's parameters. `None` for what is not merged, such as integers: the first input's values are copied.
     pub arguments: Option<Arguments>,
 }
@@ -60,7 +60,7 @@ impl Output {
 
     /// All tensors that are read for this one.
     pub fn inputs(&self) -> impl Iterator<Item = &Input> {
-        self.base.iter().chain(&self.models).chain(&self.fishers)
+        self.base.iter().chain(&self.models).chain(&self.others)
     }
 }
 
@@ -269,8 +269,16 @@ impl Job {
             self.config.parameter(key, slice, model.map(|i| sources[i]), &name, depth)
         };
         let arguments = self.config.method.arguments(models.len(), &get);
-        let arguments = arguments.map_err(|e| Error::config(format!("{e} (for tensor `{name}`)")))?;
-        let mut fishers = Vec::new();
+        let mut arguments = arguments.map_err(|e| Error::config(format!("{e} (for tensor `{name}`)")))?;
+        let mut others = Vec::new();
+        if self.config.method == super::method::Method::Signature {
+            for key in ["clean", "pre"] {
+                let path = self.config.parameter(key, slice, None, &name, depth);
+                let Some(Scalar::Text(path)) = path else { continue };
+                others.push(Input { model: self.model(Path::new(&path))?, name: models[0].name.clone() });
+            }
+            arguments.is_norm = self.is_norm(&models[0]);
+        }
         if self.config.method == super::method::Method::Fisher {
             for (source, input) in sources.iter().zip(&models) {
                 let path = self.config.parameter("fisher", slice, Some(source), &name, depth);
@@ -280,13 +288,16 @@ impl Job {
                         "{path}: `fisher` must be the file of its Fisher diagonal"
                     )));
                 };
-                fishers.push(Input { model: self.model(Path::new(&path))?, name: input.name.clone() });
+                others.push(Input { model: self.model(Path::new(&path))?, name: input.name.clone() });
             }
         }
         let dtype = FileDType::F32;
-        let mut output = Output { name, shape: Vec::new(), dtype, base, models, fishers, arguments: None };
+        let mut output = Output { name, shape: Vec::new(), dtype, base, models, others, arguments: None };
         if let Some(dtype) = self.fit(&mut output, &arguments)? {
             let is_merged = self.is_merged(&output, &arguments)?;
+            if arguments.by_rows {
+                arguments.row = output.shape.last().copied().unwrap_or(1);
+            }
             // Masks and buffers keep the type in which they are right.
             if is_float(dtype) && (is_merged || self.passes_through(&arguments)) {
                 output.dtype = self.config.dtype.unwrap_or(dtype);
@@ -299,6 +310,12 @@ impl Job {
             self.outputs.push(output);
         }
         Ok(())
+    }
+
+    /// Whether a tensor belongs to a norm with running statistics.
+    fn is_norm(&self, input: &Input) -> bool {
+        let layer = input.name.rsplit_once('.').map_or("", |(layer, _)| layer);
+        self.models[input.model].checkpoint.contains(&format!("{layer}.running_mean"))
     }
 
     /// Checks that the job can run.
@@ -320,7 +337,12 @@ impl Job {
     /// # Errors
     /// As [`TaskFile::open`](crate::merge::evaluate::TaskFile::open).
     pub fn tasks(&self, gpu: &Gpu) -> Result<Vec<Task>> {
-        let all = self.config.evaluate.iter().flat_map(|evaluate| &evaluate.tasks);
+        self.opened(gpu, self.config.evaluate.as_ref())
+    }
+
+    /// Reads tasks. Texts are read with the tokenizer of the leading model.
+    pub(super) fn opened(&self, gpu: &Gpu, tasks: Option<&Evaluate>) -> Result<Vec<Task>> {
+        let all = tasks.iter().flat_map(|tasks| &tasks.tasks);
         all.map(|task| task.open(gpu, &located(&self.leader().path))).collect()
     }
 
@@ -339,7 +361,10 @@ impl Job {
 
     /// The ranges of elements that an output is merged in, one after the other.
     pub fn parts(&self, output: usize) -> Vec<Range<usize>> {
-        let (n, size) = (self.outputs[output].count(), self.part);
+        let output = &self.outputs[output];
+        // Rows that are cut one by one are not divided.
+        let row = output.arguments.as_ref().map_or(1, |a| a.row.max(1));
+        let (n, size) = (output.count(), (self.part / row * row).max(row));
         (0..n.div_ceil(size).max(1)).map(|i| i * size..((i + 1) * size).min(n)).collect()
     }
 

@@ -1,137 +1,12 @@
-//! The methods by name: the parameters of each, and how it merges one tensor.
+//! How each method merges one tensor.
 
+pub use super::arguments::{Arguments, Lookup};
 use super::global::{Each, Pcb, TiesGlobal};
 use super::methods::{self, Rescale};
-use super::setting::{Limits, Scalar, flag, number};
+pub use super::table::Method;
 use crate::error::{Error, Result};
 use crate::ops::order::rank::{self, Kept};
-use crate::store::nearest;
 use crate::tensor::Tensor;
-
-/// A method of merging.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Method {
-    /// [`methods::average`]
-    Average,
-    /// [`methods::linear`]
-    Linear,
-    /// [`methods::slerp`] from the base to the other model
-    Slerp,
-    /// [`methods::slerp`] of two models by their weights, or of their task vectors if there is a base
-    NuSlerp,
-    /// [`methods::task_arithmetic`]
-    TaskArithmetic,
-    /// [`methods::trim`], then [`methods::sign_consensus`]
-    Ties,
-    /// [`TiesGlobal`]
-    TiesGlobal,
-    /// [`methods::dare`], then the sum
-    DareLinear,
-    /// [`methods::dare`], then [`methods::sign_consensus`]
-    DareTies,
-    /// [`methods::breadcrumbs`], then the sum
-    Breadcrumbs,
-    /// [`methods::breadcrumbs`], then [`methods::sign_consensus`]
-    BreadcrumbsTies,
-    /// [`Pcb`]
-    Pcb,
-    /// [`methods::model_stock`]
-    ModelStock,
-    /// [`methods::fisher`]
-    Fisher,
-    /// [`methods::linear`] by [`methods::loss_weights`] or [`methods::step_weights`]
-    MetricsWeighted,
-    /// The one model's tensor, scaled
-    Passthrough,
-}
-
-/// Method, name, whether it needs a base, least and most models besides the base, parameters.
-type Row = (Method, &'static str, bool, (usize, usize), &'static [&'static str]);
-
-const MANY: usize = usize::MAX;
-
-const TABLE: [Row; 16] = [
-    (Method::Average, "average", false, (1, MANY), &[]),
-    (Method::Linear, "linear", false, (1, MANY), &["weight", "normalize"]),
-    (Method::Slerp, "slerp", true, (1, 1), &["t"]),
-    (Method::NuSlerp, "nuslerp", false, (2, 2), &["weight"]),
-    (
-        Method::TaskArithmetic,
-        "task_arithmetic",
-        true,
-        (1, MANY),
-        &["weight", "normalize", "lambda", "int8_mask"],
-    ),
-    (Method::Ties, "ties", true, (1, MANY), &["weight", "density", "normalize", "lambda", "int8_mask"]),
-    (Method::TiesGlobal, "ties_global", true, (1, MANY), &["density", "lambda"]),
-    (
-        Method::DareLinear,
-        "dare_linear",
-        true,
-        (1, MANY),
-        &["weight", "density", "normalize", "lambda", "rescale", "seed", "int8_mask"],
-    ),
-    (
-        Method::DareTies,
-        "dare_ties",
-        true,
-        (1, MANY),
-        &["weight", "density", "normalize", "lambda", "rescale", "seed", "int8_mask"],
-    ),
-    (
-        Method::Breadcrumbs,
-        "breadcrumbs",
-        true,
-        (1, MANY),
-        &["weight", "density", "gamma", "normalize", "lambda", "int8_mask"],
-    ),
-    (
-        Method::BreadcrumbsTies,
-        "breadcrumbs_ties",
-        true,
-        (1, MANY),
-        &["weight", "density", "gamma", "normalize", "lambda", "int8_mask"],
-    ),
-    (Method::Pcb, "pcb", true, (1, MANY), &["ratio", "lambda"]),
-    (Method::ModelStock, "model_stock", true, (2, MANY), &[]),
-    (Method::Fisher, "fisher", false, (1, MANY), &["weight", "fisher", "floor", "normalize"]),
-    (Method::MetricsWeighted, "metrics_weighted", false, (1, MANY), &["loss", "step", "power"]),
-    (Method::Passthrough, "passthrough", false, (1, 1), &["scale"]),
-];
-
-/// Methods of mergekit that are not implemented here.
-const ELSEWHERE: [&str; 10] = [
-    "multislerp",
-    "karcher",
-    "della",
-    "della_linear",
-    "sce",
-    "ram",
-    "ramplus_tl",
-    "nearswap",
-    "arcee_fusion",
-    "model_breadcrumbs",
-];
-
-/// The parameters of a method for one tensor.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Arguments {
-    weights: Vec<f32>,
-    densities: Vec<f64>,
-    gammas: Vec<f64>,
-    t: f32,
-    lambda: f32,
-    normalize: bool,
-    rescale: Option<Rescale>,
-    seed: u64,
-    ratio: f64,
-    floor: f32,
-    scale: f32,
-}
-
-/// Looks up a parameter, either of one model or of all (`None`).
-pub type Lookup<'a> = dyn Fn(&str, Option<usize>) -> Option<Scalar> + 'a;
 
 /// Makes a pass: calls its argument with one [`Inputs`] after the other.
 pub type EachInputs<'a> = dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Result<()> + 'a;
@@ -164,6 +39,8 @@ pub enum Statistics {
     Kept(Vec<Kept>),
     /// The factor of each thinned task vector.
     Scales(Vec<f32>),
+    /// How much of the clean model's change is in each robust model's.
+    Along(Vec<f32>),
 }
 
 /// The tensors that one output is made of, or the same part of each.
@@ -173,67 +50,10 @@ pub struct Inputs {
     pub base: Option<Tensor>,
     /// The models' tensors. If the method merges task vectors, the base is not among them.
     pub models: Vec<Tensor>,
-    /// The models' Fisher diagonals, for [`Method::Fisher`].
-    pub fishers: Vec<Tensor>,
+    /// The models' Fisher diagonals, for [`Method::Fisher`]; a clean and a pretrained model's, for [`Method::Signature`].
+    pub others: Vec<Tensor>,
 }
-
 impl Method {
-    fn row(self) -> &'static Row {
-        TABLE.iter().find(|row| row.0 == self).expect("every method has a row")
-    }
-
-    /// Returns the method of this name.
-    ///
-    /// # Errors
-    /// When there is none; the message lists similar names.
-    pub fn parse(name: &str) -> Result<Method, String> {
-        if let Some(row) = TABLE.iter().find(|row| row.1 == name) {
-            return Ok(row.0);
-        }
-        let near = nearest(name, TABLE.iter().map(|row| row.1));
-        let whose = if ELSEWHERE.contains(&name) { "is not implemented here" } else { "is no method" };
-        Err(format!("`{name}` {whose}; near: {near}"))
-    }
-
-    /// The name that [`Method::parse`] takes.
-    pub fn name(self) -> &'static str {
-        self.row().1
-    }
-
-    /// Whether it needs a base.
-    pub fn needs_base(self) -> bool {
-        self.row().2
-    }
-
-    /// Least and most models besides the base.
-    pub fn models(self) -> (usize, usize) {
-        self.row().3
-    }
-
-    /// Names of its parameters.
-    pub fn parameters(self) -> &'static [&'static str] {
-        self.row().4
-    }
-
-    /// Whether each model may have its own value of this parameter.
-    pub fn is_per_model(self, key: &str) -> bool {
-        matches!(key, "weight" | "gamma" | "loss" | "step" | "fisher" | "scale" | "int8_mask")
-            || key == "density" && self != Method::TiesGlobal
-    }
-
-    /// Whether this parameter concerns all tensors at once and so cannot differ between tensors.
-    pub fn is_global(self, key: &str) -> bool {
-        matches!(
-            (self, key),
-            (Method::TiesGlobal, "density") | (Method::Pcb, "ratio") | (Method::Fisher, "normalize")
-        )
-    }
-
-    /// Whether it merges task vectors. A model that is the base then adds nothing and is left out.
-    pub fn has_task_vectors(self) -> bool {
-        self.needs_base() || self == Method::NuSlerp
-    }
-
     /// Whether the merge of equal tensors is that tensor.
     pub(super) fn keeps_equal(self, arguments: &Arguments) -> bool {
         match self {
@@ -255,75 +75,6 @@ impl Method {
             _ => 0,
         }
     }
-
-    /// Looks up the parameters of one tensor.
-    ///
-    /// # Errors
-    /// When a parameter is missing, of another type or out of range.
-    pub fn arguments(self, models: usize, get: &Lookup) -> Result<Arguments> {
-        let takes = |key: &str| self.parameters().contains(&key);
-        let all = |key: &'static str, default: Option<f64>, range: Limits| {
-            if !takes(key) {
-                return Ok(Vec::new());
-            }
-            (0..models).map(|i| number(key, get(key, Some(i)), default, range)).collect::<Result<Vec<f64>>>()
-        };
-        let one = |key: &'static str, default: f64, range: Limits| {
-            number(key, get(key, None), Some(default), range)
-        };
-        let normalize = matches!(self, Method::Linear | Method::Ties);
-        let weights = match self {
-            Method::MetricsWeighted => self.metric_weights(models, get)?,
-            _ => all("weight", None, Limits::Any)?.into_iter().map(|w| w as f32).collect(),
-        };
-        let density = |key| all(key, Some(1.0), Limits::Share);
-        let normalize = flag("normalize", get("normalize", None), normalize)?;
-        self.check_weights(&weights, normalize)?;
-        Ok(Arguments {
-            weights,
-            densities: match self {
-                Method::TiesGlobal => vec![one("density", 1.0, Limits::Share)?],
-                _ => density("density")?,
-            },
-            gammas: all("gamma", Some(0.01), Limits::Share)?,
-            t: if takes("t") { number("t", get("t", None), None, Limits::Any)? as f32 } else { 0.0 },
-            lambda: one("lambda", 1.0, Limits::Any)? as f32,
-            normalize,
-            rescale: rescale(get("rescale", None))?,
-            seed: one("seed", 0.0, Limits::Whole)? as u64,
-            ratio: one("ratio", 0.1, Limits::Share)?,
-            floor: one("floor", 1e-6, Limits::Positive)? as f32,
-            scale: all("scale", Some(1.0), Limits::Any)?.first().map_or(1.0, |&x| x as f32),
-        })
-    }
-
-    /// Refuses weights with which nothing can be computed.
-    fn check_weights(self, weights: &[f32], normalize: bool) -> Result<()> {
-        let wrong = |what: &str| Err(Error::config(format!("`{}`: {what}", self.name())));
-        match self {
-            Method::Linear if normalize && methods::cancels(weights) => wrong(&format!(
-                "the weights {weights:?} sum to 0, by which nothing can be divided; set `normalize: false` for the plain sum"
-            )),
-            Method::Fisher if weights.iter().all(|&w| w == 0.0) => {
-                wrong("every weight is 0; give one model another")
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn metric_weights(self, models: usize, get: &Lookup) -> Result<Vec<f32>> {
-        let power = number("power", get("power", None), Some(1.0), Limits::Any)?;
-        let of = |key: &'static str| {
-            let one = |i| number(key, get(key, Some(i)), None, Limits::Positive);
-            (0..models).map(one).collect::<Result<Vec<f64>>>()
-        };
-        match (get("loss", Some(0)), get("step", Some(0))) {
-            (Some(_), None) => Ok(methods::loss_weights(&of("loss")?, power)),
-            (None, Some(_)) => Ok(methods::step_weights(&of("step")?, power)),
-            _ => Err(Error::config("metrics_weighted: each model needs `loss`, or each `step`")),
-        }
-    }
-
     /// Makes the passes over all tensors that come before the merge. `each` makes one pass over the inputs of all tensors.
     ///
     /// # Errors
@@ -349,7 +100,7 @@ impl Method {
             Method::Pcb => Pcb::measure(models, elements, arguments.ratio, deltas).map(Measured::Pcb),
             Method::Fisher if arguments.normalize => {
                 let norms =
-                    super::global::l2_norms(models, |visit| each(&mut |inputs| visit(&inputs.fishers)))?;
+                    super::global::l2_norms(models, |visit| each(&mut |inputs| visit(&inputs.others)))?;
                 let has_say = norms.iter().zip(&arguments.weights).any(|(&norm, &w)| norm > 0.0 && w != 0.0);
                 match has_say {
                     true => Ok(Measured::Norms(norms)),
@@ -387,7 +138,12 @@ impl Method {
                     _ => Statistics::Mix(methods::slerp_weights(&sums, second_share(&a.weights))),
                 })
             }
-            Method::Ties | Method::Breadcrumbs | Method::BreadcrumbsTies => {
+            Method::Signature if !a.is_norm => {
+                let mut sums = Vec::new();
+                each(&mut |x| add_to(&mut sums, methods::products(&x.changes(a))?))?;
+                Ok(Statistics::Along(methods::along(&sums, models)))
+            }
+            Method::Ties | Method::Breadcrumbs | Method::BreadcrumbsTies if a.row == 0 => {
                 let range = |(i, &share): (usize, &f64)| match self {
                     Method::Ties => methods::trimmed(count, share),
                     _ => methods::middle(count, share, a.gammas[i]),
@@ -458,6 +214,13 @@ impl Method {
                 let dropped = a.dropped(name, part, &x.deltas());
                 dropped.iter().zip(scales).map(|(d, &mut s)| d.scale(s)).collect()
             }
+            _ if a.row > 0 => {
+                let all = x.deltas();
+                let one = |(i, d): (usize, &Tensor)| {
+                    methods::breadcrumbs_rows(d, a.row, a.densities[i], a.gammas[i])
+                };
+                all.iter().enumerate().map(one).collect()
+            }
             _ => x.deltas(),
         };
         let (weights, normalize, lambda) = (&a.weights[..], a.normalize, a.lambda);
@@ -468,7 +231,11 @@ impl Method {
             (Method::NuSlerp, Statistics::Mix(mix), _) => base.add(&methods::weighted(&deltas, &mix[..])),
             (Method::ModelStock, Statistics::Share(t), _) => methods::stock(base, models, *t),
             (Method::TiesGlobal, _, Measured::Ties(ties)) => ties.merge(base, models, lambda)?,
-            (Method::Pcb, _, Measured::Pcb(pcb)) => pcb.merge(base, models, lambda),
+            (Method::Pcb, _, Measured::Pcb(pcb)) => pcb.merge(base, models, weights, lambda),
+            (Method::Signature, Statistics::Along(along), _) => {
+                methods::patched(base, &x.changes(a), along, weights)
+            }
+            (Method::Signature, ..) => methods::average(models),
             (Method::Ties | Method::DareTies | Method::BreadcrumbsTies, ..) => {
                 methods::sign_consensus(base, &deltas, weights, normalize, lambda)
             }
@@ -491,7 +258,7 @@ impl Method {
                     let most = all.iter().fold(0.0, |most: f64, w| most.max(w.abs()));
                     weights.iter_mut().zip(all).for_each(|(w, x)| *w = (x / most) as f32);
                 }
-                methods::fisher(models, &x.fishers, &weights, a.floor)
+                methods::fisher(models, &x.others, &weights, a.floor)
             }
             (Method::Passthrough, _) => models[0].scale(a.scale),
             (Method::MetricsWeighted, _) => methods::linear(models, &a.weights, false),
@@ -512,6 +279,16 @@ impl Method {
 }
 
 impl Inputs {
+    /// The clean model's change from the pretrained model, and then each robust model's. Without a pretrained model, they are the
+    /// tensors themselves.
+    fn changes(&self, a: &Arguments) -> Vec<Tensor> {
+        let [has_clean, has_pre] = a.signature;
+        let clean = if has_clean { self.others.first() } else { self.base.as_ref() };
+        let pre = self.others.last().filter(|_| has_pre);
+        let all = clean.into_iter().chain(&self.models);
+        all.map(|x| pre.map_or_else(|| x.clone(), |pre| x.sub(pre))).collect()
+    }
+
     /// Computes the task vectors; none without a base.
     fn deltas(&self) -> Vec<Tensor> {
         self.base.as_ref().map(|base| methods::task_vectors(base, &self.models)).unwrap_or_default()
@@ -542,18 +319,4 @@ fn add_to(sums: &mut Vec<f64>, numbers: Vec<f64>) -> Result<()> {
 fn second_share(weights: &[f32]) -> f32 {
     let sum = weights[0] + weights[1];
     if sum.abs() < 1e-6 { 0.5 } else { weights[1] / sum }
-}
-
-fn rescale(value: Option<Scalar>) -> Result<Option<Rescale>> {
-    match value {
-        None => Ok(None),
-        Some(_) if flag("rescale", value.clone(), false).is_ok() => {
-            Ok(Some(if flag("rescale", value, false)? { Rescale::L1 } else { Rescale::None }))
-        }
-        Some(Scalar::Text(word)) if word == "density" => Ok(Some(Rescale::Density)),
-        Some(Scalar::Text(word)) if word == "l1" => Ok(Some(Rescale::L1)),
-        Some(other) => {
-            Err(Error::config(format!("parameter `rescale` must be true, false, l1 or density, not {other}")))
-        }
-    }
 }

@@ -256,6 +256,34 @@ pub fn breadcrumbs(deltas: &[Tensor], densities: &[f64], gammas: &[f64]) -> Resu
     rank::keep_ranks(deltas, &ranks)
 }
 
+/// Returns the ranks of magnitude that breadcrumbs keep of a row, as the authors do: the `floor(gamma n)` largest are removed, and then
+/// the `floor(density n)` largest of the rest are kept.
+fn middle_of_row(n: usize, density: f64, gamma: f64) -> Range<usize> {
+    let top = n - part(gamma, n);
+    top.saturating_sub(part(density, n))..top
+}
+
+/// [`breadcrumbs`] as the authors' code has it: row by row along the last axis, of `row` elements. Of each row the fraction `gamma` with
+/// the largest magnitudes is removed, and of the rest the fraction `density` of the whole row with the largest ones remains.
+///
+/// # Panics
+/// When `row` does not divide the number of elements.
+#[track_caller]
+pub fn breadcrumbs_rows(delta: &Tensor, row: usize, density: f64, gamma: f64) -> Tensor {
+    let count = delta.count();
+    if count == 0 {
+        return delta.clone();
+    }
+    assert!(row > 0 && count.is_multiple_of(row), "breadcrumbs: rows of {row} in {}", delta.shape());
+    let range = middle_of_row(row, density, gamma);
+    let rows = delta.reshape([count / row, row]);
+    // The rank of an element is its place in the order: the order of the order.
+    let ranks = rows.abs().argsort(1, false).argsort(1, false);
+    let end = |at: usize| Tensor::from_slice(delta.gpu(), &[at as u32], [1]);
+    let kept = ranks.lt(&end(range.end)).cast(DType::F32).mul(&ranks.ge(&end(range.start)).cast(DType::F32));
+    rows.mul(&kept).reshape(*delta.shape())
+}
+
 /// The factor of the elements that DARE keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -309,6 +337,48 @@ pub fn rescale_l1(delta: &Tensor, kept: &Tensor) -> Tensor {
     let [all, left] = [delta, kept].map(|x| x.abs().sum_all());
     let none = left.eq(&Tensor::scalar(delta.gpu(), 0.0));
     kept.mul(&Tensor::scalar(delta.gpu(), 1.0).where_mask(&none, &all.div(&left)))
+}
+
+/// Computes the factors of [`signature`] from the [`products`] of the clean model's change and the `n` robust ones'.
+pub(in crate::merge) fn along(products: &[f64], n: usize) -> Vec<f32> {
+    let dot = |i: usize, j: usize| products[i * (i + 1) / 2 + j];
+    let length = dot(0, 0);
+    (1..=n).map(|i| if length > 0.0 { (dot(i, 0) / length) as f32 } else { 0.0 }).collect()
+}
+
+/// Returns `base + sum w_i (robust_i - along_i clean)`, where `changes` are the clean model's and then each robust one's.
+pub(in crate::merge) fn patched(base: &Tensor, changes: &[Tensor], along: &[f32], weights: &[f32]) -> Tensor {
+    let (clean, robust) = (&changes[0], &changes[1..]);
+    let of_clean: f32 = along.iter().zip(weights).map(|(a, w)| a * w).sum();
+    base.add(&weighted(robust, weights)).sub(&clean.scale(of_clean))
+}
+
+/// Robust weight signatures: what training on corrupted data changes beyond training on clean data. With `c = clean - pre` and
+/// `r_i = robust_i - pre`, all from one pretrained model, the result is
+///
+/// ```text
+/// base + sum w_i (r_i - <r_i, c> / <c, c> c)
+/// ```
+///
+/// tensor by tensor. `pre = None` is a pretrained model of zeros. Source: Cai et al., arXiv 2302.12480, and its code, which multiplies by
+/// the weights twice and takes the tensors of norms as the mean of the robust models' ([`average`]), as a merge by
+/// `merge_method: signature` does.
+///
+/// # Errors
+/// When the device fails, since inner products are read back.
+#[track_caller]
+pub fn signature(
+    base: &Tensor,
+    clean: &Tensor,
+    robust: &[Tensor],
+    pre: Option<&Tensor>,
+    weights: &[f32],
+) -> Result<Tensor> {
+    check("signature", robust, Some(weights.len()));
+    let all = std::iter::once(clean).chain(robust);
+    let changes: Vec<Tensor> = all.map(|x| pre.map_or_else(|| x.clone(), |pre| x.sub(pre))).collect();
+    let along = along(&products(&changes)?, robust.len());
+    Ok(patched(base, &changes, &along, weights))
 }
 
 /// Model stock: `t mean(m_i) + (1 - t) base` with `t = N c / (1 + (N - 1) c)`, where `c` is the mean cosine of all pairs of task

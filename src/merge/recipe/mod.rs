@@ -1,14 +1,18 @@
 //! Recipes: the configuration of a merge, the methods, and the run from input files to output files.
 
 pub mod aligned;
+mod arguments;
 pub mod config;
 mod fit;
 pub mod global;
 pub mod job;
+pub mod learn;
 pub mod method;
 pub mod methods;
 pub mod run;
 mod setting;
 mod settings;
+mod table;
+mod written;
 #[cfg(feature = "yaml")]
 pub mod yaml;

@@ -114,6 +114,39 @@ impl Job {
         })
     }
 
+    /// Merges into memory: the tensors that [`Job::run`] writes, with their values rounded to the output's type, in f32. Tensors that
+    /// are no floats are left out.
+    ///
+    /// # Errors
+    /// As [`Job::run`], without those of files.
+    pub fn merged(&self, gpu: &Gpu, sources: &[&dyn Weights]) -> Result<BTreeMap<String, Tensor>> {
+        self.check()?;
+        let mut stream = Stream {
+            gpu,
+            job: self,
+            sources,
+            measured: Measured::None,
+            statistics: None,
+            queue: Vec::new(),
+            sequence: (0..self.outputs.len()).collect(),
+            pending: None,
+            progress: &mut |_| Ok(()),
+        };
+        stream.measure()?;
+        let mut all = BTreeMap::new();
+        for (i, output) in self.outputs.iter().enumerate() {
+            let bytes = stream.produce(i)?;
+            let values: Vec<f32> = match output.dtype {
+                FileDType::F32 => bytemuck::pod_collect_to_vec(&bytes),
+                FileDType::BF16 => from_words(&bytes, |word| half::bf16::from_bits(word).to_f32()),
+                FileDType::F16 => from_words(&bytes, |word| f16::from_bits(word).to_f32()),
+                _ => continue,
+            };
+            all.insert(output.name.clone(), Tensor::from_slice(gpu, &values, &output.shape[..]));
+        }
+        Ok(all)
+    }
+
     /// Checks that [`Job::run`] may write to the folder `out`. Callers use it before other long work.
     ///
     /// # Errors
@@ -126,11 +159,16 @@ impl Job {
     }
 
     /// Returns the index of shards, with sorted keys.
-    fn index(&self, shards: &[(String, Vec<usize>)]) -> String {
+    pub(super) fn index(&self, shards: &[(String, Vec<usize>)]) -> String {
         let places = shards.iter().flat_map(|(file, all)| all.iter().map(move |&i| (i, file)));
         let map = places.map(|(i, file)| (self.outputs[i].name.as_str(), file.as_str())).collect();
         index_of(map, self.bytes())
     }
+}
+
+/// Numbers of 16 bits, in f32.
+fn from_words(bytes: &[u8], wide: impl Fn(u16) -> f32) -> Vec<f32> {
+    bytes.as_chunks::<2>().0.iter().map(|&word| wide(u16::from_le_bytes(word))).collect()
 }
 
 impl Stream<'_> {
@@ -144,7 +182,7 @@ impl Stream<'_> {
         Ok(Inputs {
             base: output.base.as_ref().map(|base| self.read(base, range)).transpose()?,
             models: all(&output.models)?,
-            fishers: all(&output.fishers)?,
+            others: all(&output.others)?,
         })
     }
 
@@ -260,7 +298,7 @@ impl Stream<'_> {
 }
 
 fn start_finite(output: &Output, inputs: &Inputs) -> Result<Vec<(Input, Reading)>> {
-    let tensors = inputs.base.iter().chain(&inputs.models).chain(&inputs.fishers);
+    let tensors = inputs.base.iter().chain(&inputs.models).chain(&inputs.others);
     let one = |(input, x): (&Input, &Tensor)| Ok((input.clone(), x.non_finite().read::<u32>()?));
     output.inputs().zip(tensors).map(one).collect()
 }

@@ -1,7 +1,7 @@
 //! Merging by the models' behaviour on data: Fisher diagonals, and learned coefficients of task vectors.
 
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
@@ -67,6 +67,8 @@ pub struct Atlas {
     coefficients: Tensor,
     /// Per tensor, the part that each element belongs to. `None` if there is only one part.
     parts: Vec<Option<Tensor>>,
+    /// 1 for the coefficients that are used, 0 for others, in their shape. `None` is all.
+    used: Option<Tensor>,
 }
 
 impl Atlas {
@@ -102,7 +104,33 @@ impl Atlas {
             base: base.iter().map(|(name, b)| (name.clone(), b.detach())).collect(),
             deltas,
             coefficients: Tensor::zeros(gpu, [models.len(), base.len(), parts]).contiguous().requires_grad(),
+            used: None,
         }
+    }
+
+    /// Uses only so many task vectors of each tensor: those whose coefficients have the largest gradients, summed over parts.
+    ///
+    /// # Errors
+    /// When there is no gradient, or it cannot be read.
+    ///
+    /// # Panics
+    /// When `budget` is 0.
+    #[track_caller]
+    pub fn within(self, budget: usize, gradient: Option<&Tensor>) -> Result<Atlas> {
+        assert!(budget > 0, "atlas: a budget of no task vectors");
+        let gradient = gradient.ok_or_else(|| Error::config("atlas: the coefficients have no gradient"))?;
+        let [tasks, tensors, parts] = [0, 1, 2].map(|axis| self.coefficients.shape()[axis]);
+        let sizes: Vec<f32> = gradient.abs().sum(2).to_vec()?;
+        let mut used = vec![0.0f32; tasks * tensors * parts];
+        for b in 0..tensors {
+            let mut order: Vec<usize> = (0..tasks).collect();
+            order.sort_by(|&i, &j| sizes[j * tensors + b].total_cmp(&sizes[i * tensors + b]));
+            for &i in order.iter().take(budget) {
+                used[(i * tensors + b) * parts..][..parts].fill(1.0);
+            }
+        }
+        let used = Tensor::from_slice(self.coefficients.gpu(), &used, *self.coefficients.shape());
+        Ok(Atlas { used: Some(used), ..self })
     }
 
     /// The coefficients `[tasks, tensors, parts]`, the only leaf to train.
@@ -123,6 +151,7 @@ impl Atlas {
     #[track_caller]
     pub fn weights_under(&self, coefficients: &Tensor) -> BTreeMap<String, Tensor> {
         let c = coefficients.expand(*self.coefficients.shape());
+        let c = self.used.as_ref().map_or(c.clone(), |used| c.mul(used));
         let number = |i: usize, b: usize, k: usize| {
             c.slice(0, i..i + 1).slice(1, b..b + 1).slice(2, k..k + 1).reshape([])
         };

@@ -1,7 +1,12 @@
-//! Research methods of merging: learned from data, by trade-offs between tasks, reversible, and for robustness.
+//! Merging that looks at data, and other sets of models: what each method computes.
 
+pub mod cma;
+pub mod fisher;
+pub mod learn;
 pub mod learned;
+pub mod map;
 pub mod pareto;
+pub mod partial;
 pub mod pleas;
 pub mod reversible;
 pub mod signature;

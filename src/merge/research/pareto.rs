@@ -16,6 +16,8 @@ pub enum Link {
     Identity,
     /// The metric is the quadratic's sigmoid. Suits accuracies.
     Sigmoid,
+    /// The metric is the quadratic's softplus `log(1 + exp x)`. Suits losses, which are never negative.
+    Softplus,
 }
 
 impl Link {
@@ -23,6 +25,8 @@ impl Link {
         match self {
             Link::Identity => x,
             Link::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            // Without overflow.
+            Link::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
         }
     }
 
@@ -32,6 +36,10 @@ impl Link {
             Link::Sigmoid => {
                 let y = y.clamp(1e-4, 1.0 - 1e-4);
                 (y / (1.0 - y)).ln()
+            }
+            Link::Softplus => {
+                let y = y.max(1e-6);
+                y + (-(-y).exp_m1()).ln()
             }
         }
     }
@@ -296,7 +304,7 @@ mod tests {
     #[test]
     fn quadratics_are_found() {
         let metric = |c: &[f64]| 1.0 - 0.5 * c[0] + 2.0 * c[0] * c[1] - c[1] * c[1];
-        for (link, n) in [(Link::Identity, 6), (Link::Sigmoid, 9)] {
+        for (link, n) in [(Link::Identity, 6), (Link::Sigmoid, 9), (Link::Softplus, 9)] {
             let points = samples(2, n, [-1.0, 1.0], &mut Rng::new(3));
             let values: Vec<f64> = points.iter().map(|c| link.apply(metric(c))).collect();
             let fit = Surrogate::fit(&points, &values, link).unwrap();

@@ -69,6 +69,14 @@ impl Split {
         Split { merged: (0..n as u32).collect(), apart: Vec::new() }
     }
 
+    /// The split of an axis on which every unit has so many places, one after the other.
+    pub fn repeated(&self, times: usize) -> Split {
+        let each = |ids: &[u32]| {
+            ids.iter().flat_map(|&id| (0..times as u32).map(move |k| id * times as u32 + k)).collect()
+        };
+        Split { merged: each(&self.merged), apart: each(&self.apart) }
+    }
+
     /// Number of units in the merged network.
     pub fn width(&self) -> usize {
         self.merged.len() + 2 * self.apart.len()

@@ -191,6 +191,27 @@ impl Network {
         serde_json::to_string_pretty(self).expect("names and numbers always become JSON") + "\n"
     }
 
+    /// Visits every step, those of branches too.
+    pub fn each<'a>(&'a self, visit: &mut dyn FnMut(&'a Step)) {
+        each(&self.steps, visit);
+    }
+
+    /// A network of changed steps.
+    pub fn changed(&self, change: &mut dyn FnMut(&mut Step)) -> Network {
+        fn all(steps: &mut [Step], change: &mut dyn FnMut(&mut Step)) {
+            for step in steps {
+                change(step);
+                if let Step::Residual { body, shortcut } = step {
+                    all(body, change);
+                    all(shortcut, change);
+                }
+            }
+        }
+        let mut network = self.clone();
+        all(&mut network.steps, change);
+        network
+    }
+
     /// The names of the layers with a matrix or convolution, in the order of the walk.
     pub fn layers(&self) -> Vec<&str> {
         let mut all = Vec::new();

@@ -115,7 +115,7 @@ fn whole_vectors(file: &File, inputs: &Inputs, lambda: f32, density: f64, ratio:
     let pcb = Pcb::measure(models, size, ratio, each).unwrap();
     for (name, (base, models)) in inputs.names.iter().zip(inputs.base.iter().zip(&inputs.models)) {
         same(file, &format!("out.ties_global.{name}"), &ties.merge(base, models, lambda).unwrap());
-        same(file, &format!("out.pcb.{name}"), &pcb.merge(base, models, lambda));
+        same(file, &format!("out.pcb.{name}"), &pcb.merge(base, models, &vec![1.0; models.len()], lambda));
     }
 }
 

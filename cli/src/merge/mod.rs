@@ -1,5 +1,7 @@
 //! `tiebeam merge`.
 
+mod learned;
+
 use crate::context::{Context, is_standard, on_interrupt, unless_stopped};
 use crate::data::bar;
 use crate::scores::Table;
@@ -72,18 +74,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Some(_) => boxed.iter().map(|source| &**source).collect(),
         None => job.sources(),
     };
-    let start = Instant::now();
     let to = Target { folder: out, shard_bytes: args.shard_size, config: &text };
-    write(&gpu, &job, &sources, &to, context, &stopped)?;
-    let seconds = start.elapsed().as_secs_f64();
-    let (n, written, rate) = (job.outputs.len(), size(job.bytes()), job.bytes() as f64 / 1e6 / seconds);
-    let out_text = out.display();
-    context.result(format_args!(
-        "{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {out_text}"
-    ));
-    context.record(&json!({
-        "line": "merged", "out": out, "tensors": n, "bytes": job.bytes(), "seconds": seconds, "notes": job.notes,
-    }))?;
+    match job.config.needs_data() {
+        true => learned::write(&gpu, &job, &sources, &to, context, &stopped)?,
+        false => write(&gpu, &job, &sources, &to, context, &stopped)?,
+    }
     match tasks.is_empty() {
         true => Ok(()),
         false => evaluate(&gpu, &job, &sources, out, &tasks, context, &stopped),
@@ -153,6 +148,7 @@ fn write(
     context: &Context,
     stopped: &AtomicBool,
 ) -> Result<()> {
+    let start = Instant::now();
     let style = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {elapsed} so far, about {eta} to go";
     let bar = context.bar(Some(job.bytes() * job.passes()), style);
     let done = job.run(gpu, sources, to.folder, to.shard_bytes, to.config, &mut |bytes| {
@@ -160,7 +156,16 @@ fn write(
         unless_stopped(stopped, "nothing was written")
     });
     bar.finish_and_clear();
-    done
+    done?;
+    let seconds = start.elapsed().as_secs_f64();
+    let (n, written, rate) = (job.outputs.len(), size(job.bytes()), job.bytes() as f64 / 1e6 / seconds);
+    context.result(format_args!(
+        "{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {}",
+        to.folder.display()
+    ));
+    context.record(&json!({
+        "line": "merged", "out": to.folder, "tensors": n, "bytes": job.bytes(), "seconds": seconds, "notes": job.notes,
+    }))
 }
 
 /// Prints the scores of the inputs and the output.

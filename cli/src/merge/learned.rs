@@ -1,0 +1,75 @@
+//! Merges whose result is learned, searched for or repaired on data, and written when it is known.
+
+use super::Target;
+use crate::context::{Context, unless_stopped};
+use serde_json::json;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+use tiebeam::files::size;
+use tiebeam::merge::job::Job;
+use tiebeam::merge::learning::Learned;
+use tiebeam::merge::{Architecture, Weights};
+use tiebeam::{Gpu, Result};
+
+/// A bar for work of a known length, of which each step says something.
+const BAR: &str = "{bar:30} {pos}/{len} {msg}, {elapsed} so far, about {eta} to go";
+
+pub fn write(
+    gpu: &Gpu,
+    job: &Job,
+    sources: &[&dyn Weights],
+    to: &Target,
+    context: &Context,
+    stopped: &AtomicBool,
+) -> Result<()> {
+    let start = Instant::now();
+    let tasks = job.learning_tasks(gpu)?;
+    let architecture = Architecture::open(gpu, &job.leader().checkpoint, job.network()?.as_ref())?;
+    let bar = context.bar(Some(0), BAR);
+    let mut on = |done: usize, all: usize, word: &str| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        bar.set_message(word.to_string());
+        unless_stopped(stopped, "nothing was written")
+    };
+    let mut learned = match &job.config.search {
+        Some(search) => {
+            let (found, weighted) = job.searched(gpu, &architecture, &tasks, search, &mut on)?;
+            let weights: Vec<String> = found.point.iter().map(|w| format!("{w:.3}")).collect();
+            let note = format!(
+                "weights {}: the best of {} merges, with a mean merit of {:.4}",
+                weights.join(", "),
+                found.evaluations,
+                found.score
+            );
+            let record = json!({
+                "line": "searched", "weights": found.point, "merit": found.score, "evaluations": found.evaluations,
+            });
+            let merged = weighted.merged(gpu, sources)?;
+            Learned::of(merged, note, record)
+        }
+        None if job.config.method.is_learned() => job.learn(gpu, sources, &architecture, &tasks, &mut on)?,
+        None => Learned::of(job.merged(gpu, sources)?, String::new(), json!(null)),
+    };
+    bar.finish_and_clear();
+    if job.config.repair {
+        learned.weights = job.repaired(gpu, sources, &architecture, &learned.weights, &tasks)?;
+        learned.notes.push("repaired on the inputs of `learn`".into());
+    }
+    for note in learned.notes.iter().filter(|note| !note.is_empty()) {
+        context.result(note);
+    }
+    if !learned.record.is_null() {
+        context.record(&learned.record)?;
+    }
+    let bytes: u64 = learned.weights.values().map(|x| 4 * x.count() as u64).sum();
+    job.write(&learned.weights, learned.network.as_ref(), to.folder, to.shard_bytes, to.config, &mut |_| {
+        unless_stopped(stopped, "nothing was written")
+    })?;
+    let (seconds, count) = (start.elapsed().as_secs_f64(), learned.weights.len());
+    let (all, place) = (size(bytes), to.folder.display());
+    context.result(format_args!("{count} tensors, {all} of f32 in {seconds:.1} s: {place}"));
+    context.record(&json!({
+        "line": "merged", "out": to.folder, "tensors": count, "bytes": bytes, "seconds": seconds, "notes": job.notes,
+    }))
+}

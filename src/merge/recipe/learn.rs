@@ -1,0 +1,391 @@
+//! Methods whose result is learned on data before it is written, and the search for the weights of others.
+
+use super::config::{MergeConfig, Scalar, Search, Setting};
+use super::job::Job;
+use super::method::Method;
+use super::setting::{Limits, number};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::merge::Weights;
+use crate::merge::cma::{CmaOptions, Found, maximise};
+use crate::merge::evaluate::{Score, Task, TaskData};
+use crate::merge::learn::{LearnOptions, Objective, learn};
+use crate::merge::map::{Map, MapOptions, map};
+use crate::merge::pareto;
+use crate::merge::partial::{PleasOptions, merge_networks};
+use crate::merge::{Architecture, align::networks::repair_network};
+use crate::models::network::Network;
+use crate::tensor::Tensor;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// What was learned, and how.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Learned {
+    /// The tensors that are written.
+    pub weights: BTreeMap<String, Tensor>,
+    /// The steps that they belong to, if these are not the models' own.
+    pub network: Option<Network>,
+    /// What is worth knowing, one sentence each.
+    pub notes: Vec<String>,
+    /// The same for programs.
+    pub record: Value,
+}
+
+impl Learned {
+    /// Tensors that belong to the models' own steps.
+    pub fn of(weights: BTreeMap<String, Tensor>, note: String, record: Value) -> Learned {
+        Learned { weights, network: None, notes: vec![note], record }
+    }
+}
+
+/// Called with what was done of how much, and a word about it.
+pub type On<'a> = dyn FnMut(usize, usize, &str) -> Result<()> + 'a;
+
+impl Job {
+    /// The tasks that coefficients, weights and layers are learned on: those of the configuration's `learn`.
+    ///
+    /// # Errors
+    /// As [`TaskFile::open`](crate::merge::evaluate::TaskFile::open).
+    pub fn learning_tasks(&self, gpu: &Gpu) -> Result<Vec<Task>> {
+        self.opened(gpu, self.config.learn.as_ref())
+    }
+
+    /// Learns what a method of [`Method::is_learned`] writes, from models in the order of [`Job::models`].
+    ///
+    /// # Errors
+    /// When parameters are out of range, models and tasks do not fit, or the device fails; what `on` returns.
+    pub fn learn(
+        &self,
+        gpu: &Gpu,
+        sources: &[&dyn Weights],
+        architecture: &Architecture,
+        tasks: &[Task],
+        on: &mut On,
+    ) -> Result<Learned> {
+        self.check()?;
+        let models = self.merged_models(sources)?;
+        match self.config.method {
+            Method::Pleas => self.pleas(gpu, &models, architecture, tasks),
+            Method::Atlas => self.atlas(gpu, sources[0], &models, architecture, tasks, on),
+            Method::Map => self.map(gpu, sources[0], &models, architecture, tasks, on),
+            method => Err(Error::config(format!("`{}` learns nothing", method.name()))),
+        }
+    }
+
+    /// The models besides the base, each once, in the order of the configuration.
+    fn merged_models<'a>(&self, sources: &[&'a dyn Weights]) -> Result<Vec<&'a dyn Weights>> {
+        let [slice] = &self.config.slices[..] else {
+            return Err(Error::config("slices: what is learned is learned for whole models"));
+        };
+        let named = slice.sources.iter().filter(|source| !self.config.is_base_only(source));
+        let index =
+            |path: &std::path::PathBuf| self.models.iter().position(|model| model.path == *path).unwrap_or(0);
+        Ok(named.map(|source| sources[index(&source.model)]).collect())
+    }
+
+    /// A parameter that is one for all models and tensors.
+    fn setting(&self, key: &str) -> Option<Scalar> {
+        match self.config.parameters.get(key) {
+            Some(Setting::Same(value)) => Some(value.clone()),
+            _ => None,
+        }
+    }
+
+    fn number(&self, key: &str, default: f64, limits: Limits) -> Result<f64> {
+        number(key, self.setting(key), Some(default), limits)
+    }
+
+    fn count(&self, key: &str, default: usize) -> Result<usize> {
+        match self.number(key, default as f64, Limits::Whole)? as usize {
+            0 if key != "seed" => Err(Error::config(format!("parameter `{key}` must be above 0"))),
+            count => Ok(count),
+        }
+    }
+
+    fn some_count(&self, key: &str) -> Result<Option<usize>> {
+        self.setting(key).is_some().then(|| self.count(key, 1)).transpose()
+    }
+
+    fn word<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Result<T> {
+        match self.setting(key) {
+            None => Ok(words[0].1),
+            Some(Scalar::Text(text)) if words.iter().any(|(word, _)| *word == text) => {
+                Ok(words.iter().find(|(word, _)| *word == text).expect("one is it").1)
+            }
+            Some(other) => {
+                let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                Err(Error::config(format!(
+                    "parameter `{key}` must be one of {}, not {other}",
+                    all.join(", ")
+                )))
+            }
+        }
+    }
+
+    fn atlas(
+        &self,
+        gpu: &Gpu,
+        base: &dyn Weights,
+        models: &[&dyn Weights],
+        architecture: &Architecture,
+        tasks: &[Task],
+        on: &mut On,
+    ) -> Result<Learned> {
+        let objectives = [
+            ("supervised", Objective::Supervised),
+            ("entropy", Objective::Entropy),
+            ("negate", Objective::Negate),
+        ];
+        let usual = LearnOptions::default();
+        let options = usual
+            .objective(self.word("objective", &objectives)?)
+            .steps(self.count("steps", usual.steps)?)
+            .rate(self.number("rate", f64::from(usual.rate), Limits::Positive)? as f32)
+            .batch(self.count("batch", usual.batch)?)
+            .shots(self.some_count("shots")?)
+            .parts(self.count("parts", usual.parts)?)
+            .budget(self.some_count("budget")?)
+            .control(self.number("control", usual.control, Limits::Share)?)
+            .seed(self.count("seed", 0)? as u64);
+        let learned = learn(gpu, architecture, base, models, tasks, &options, &mut |done, all, loss| {
+            on(done, all, &format!("loss {loss:.4}"))
+        })?;
+        let coefficients = learned.coefficients.to_vec::<f32>()?;
+        let [first, last] =
+            [learned.losses.first(), learned.losses.last()].map(|loss| loss.copied().unwrap_or(f64::NAN));
+        let note = format!(
+            "learned {} coefficients of {} task vectors: loss {first:.4} to {last:.4}; those of step {} are best on the data",
+            coefficients.len(),
+            models.len(),
+            learned.best
+        );
+        let record = json!({
+            "line": "learned", "method": "atlas", "coefficients": coefficients, "shape": learned.coefficients.shape().to_vec(),
+            "tensors": learned.weights.keys().collect::<Vec<_>>(), "losses": learned.losses, "best_step": learned.best,
+        });
+        Ok(Learned { weights: learned.weights, network: None, notes: vec![note], record })
+    }
+
+    /// The front of trade-offs between the tasks: [`map`].
+    ///
+    /// # Errors
+    /// As [`Job::learn`].
+    pub fn front(
+        &self,
+        gpu: &Gpu,
+        sources: &[&dyn Weights],
+        architecture: &Architecture,
+        tasks: &[Task],
+        on: &mut On,
+    ) -> Result<Map> {
+        let links = [
+            ("auto", None),
+            ("sigmoid", Some(pareto::Link::Sigmoid)),
+            ("softplus", Some(pareto::Link::Softplus)),
+            ("identity", Some(pareto::Link::Identity)),
+        ];
+        let usual = MapOptions::default();
+        let [low, high] = usual.search.bounds;
+        let bounds = [self.number("low", low, Limits::Any)?, self.number("high", high, Limits::Any)?];
+        if bounds[0] >= bounds[1] {
+            return Err(Error::config(format!(
+                "parameters `low` {} and `high` {}: low must be less",
+                bounds[0], bounds[1]
+            )));
+        }
+        let population = self.count("population", usual.search.population)?;
+        if population < 4 || !population.is_multiple_of(2) {
+            return Err(Error::config(format!(
+                "parameter `population` is {population}; it must be even, and 4 or more"
+            )));
+        }
+        let generations = self.count("generations", usual.search.generations)?;
+        let search = usual.search.bounds(bounds).population(population).generations(generations);
+        let options = usual
+            .samples(self.count("samples", usual.samples)?)
+            .search(search)
+            .link(self.word("link", &links)?)
+            .seed(self.count("seed", 0)? as u64);
+        let models = self.merged_models(sources)?;
+        map(gpu, architecture, sources[0], &models, tasks, &options, &mut |done, all| {
+            on(done, all, "models scored")
+        })
+    }
+
+    fn map(
+        &self,
+        gpu: &Gpu,
+        base: &dyn Weights,
+        models: &[&dyn Weights],
+        architecture: &Architecture,
+        tasks: &[Task],
+        on: &mut On,
+    ) -> Result<Learned> {
+        let preference = match self.config.parameters.get("preference") {
+            None => vec![1.0; tasks.len()],
+            Some(Setting::Gradient(all)) => all.clone(),
+            Some(_) => {
+                return Err(Error::config("parameter `preference` must be a list, one number for each task"));
+            }
+        };
+        let sources: Vec<&dyn Weights> = std::iter::once(base).chain(models.iter().copied()).collect();
+        let found = self.front(gpu, &sources, architecture, tasks, on)?;
+        let best = found.best(&preference)?;
+        let coefficients = best.coefficients.clone();
+        let model = crate::merge::map::Combined { base, models, coefficients: coefficients.clone() };
+        let weights = model.names().into_iter().map(|name| Ok((name.clone(), model.read(gpu, &name)?)));
+        let text: Vec<String> = coefficients.iter().map(|c| format!("{c:.3}")).collect();
+        let note = format!(
+            "of {} models that were scored, the coefficients {} are best",
+            found.samples.len() + found.checked.len(),
+            text.join(", ")
+        );
+        let record = json!({"line": "learned", "method": "map", "coefficients": coefficients, "r_squared": found.r_squared});
+        Ok(Learned { weights: weights.collect::<Result<_>>()?, network: None, notes: vec![note], record })
+    }
+
+    fn pleas(
+        &self,
+        gpu: &Gpu,
+        models: &[&dyn Weights],
+        architecture: &Architecture,
+        tasks: &[Task],
+    ) -> Result<Learned> {
+        let Architecture::Network(network) = architecture else {
+            return Err(Error::config("pleas: language models are not merged in part; only networks are"));
+        };
+        let usual = PleasOptions::default();
+        let options = usual
+            .ratio(self.number("ratio", usual.ratio, Limits::Share)?)
+            .ridge(self.number("ridge", usual.ridge, Limits::Positive)?)
+            .separate_heads(self.word("heads", &[("merged", false), ("separate", true)])?)
+            .by_activations(self.word("match", &[("weights", false), ("activations", true)])?);
+        let inputs = inputs_of(tasks)?;
+        let merged = merge_networks(gpu, network, [models[0], models[1]], &inputs, &options)?;
+        let (pairs, apart) = merged.splits.values().fold((0, 0), |(all, apart), split| {
+            (all + split.merged.len() + split.apart.len(), apart + split.apart.len())
+        });
+        let note = format!(
+            "{apart} of {pairs} pairs of units are kept apart; {:.2} times the cost of one network",
+            merged.flops
+        );
+        let record = json!({
+            "line": "learned", "method": "pleas", "pairs": pairs, "apart": apart, "flops": merged.flops,
+        });
+        Ok(Learned { weights: merged.weights, network: Some(merged.network), notes: vec![note], record })
+    }
+
+    /// Searches for the weights of the models by what the merged model reaches on the tasks: the mean of their merits. Returns the
+    /// weights, and a job with them.
+    ///
+    /// # Errors
+    /// When the method has no weights, when models and tasks do not fit, or the device fails; what `on` returns.
+    pub fn searched(
+        &self,
+        gpu: &Gpu,
+        architecture: &Architecture,
+        tasks: &[Task],
+        search: &Search,
+        on: &mut On,
+    ) -> Result<(Found, Job)> {
+        let [slice] = &self.config.slices[..] else {
+            return Err(Error::config("search: the weights of whole models are searched for, not of slices"));
+        };
+        let count = slice.sources.iter().filter(|source| !self.config.is_base_only(source)).count();
+        let options =
+            CmaOptions::default().bounds(search.bounds).evaluations(search.evaluations).seed(search.seed);
+        let start = vec![search.start.unwrap_or((search.bounds[0] + search.bounds[1]) / 2.0); count];
+        let mut done = 0;
+        let found = maximise(&start, &options, &mut |weights| {
+            let job = self.weighted(weights)?;
+            let merged = job.merged(gpu, &job.sources())?;
+            let score = |task: &Task| architecture.score(gpu, &merged, task, &mut |_, _| Ok(()));
+            let scores = tasks.iter().map(score).collect::<Result<Vec<Score>>>()?;
+            let merit = scores.iter().map(Score::merit).sum::<f64>() / scores.len() as f64;
+            done += 1;
+            on(done, search.evaluations, &format!("mean merit {merit:.4}"))?;
+            // Of equal accuracies, the lower loss is better.
+            Ok(merit - 1e-6 * scores.iter().map(|score| score.loss).sum::<f64>())
+        })?;
+        let job = self.weighted(&found.point)?;
+        Ok((found, job))
+    }
+
+    /// This job with other weights of the models.
+    fn weighted(&self, weights: &[f64]) -> Result<Job> {
+        let mut config: MergeConfig = self.config.clone();
+        let base_only: Vec<bool> =
+            config.slices[0].sources.iter().map(|source| self.config.is_base_only(source)).collect();
+        let mut weights = weights.iter();
+        for (source, is_base) in config.slices[0].sources.iter_mut().zip(base_only) {
+            if let Some(&weight) = weights.as_slice().first().filter(|_| !is_base) {
+                weights.next();
+                source.parameters.insert("weight".into(), Setting::Same(Scalar::Number(weight)));
+            }
+        }
+        let mut job = Job::open(config)?;
+        job.part = self.part;
+        Ok(job)
+    }
+
+    /// Repairs a merged network of two models on the inputs of the tasks.
+    ///
+    /// # Errors
+    /// When the model is no network, more or fewer than two models were merged, and as [`repair_network`].
+    pub fn repaired(
+        &self,
+        gpu: &Gpu,
+        sources: &[&dyn Weights],
+        architecture: &Architecture,
+        merged: &dyn Weights,
+        tasks: &[Task],
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let Architecture::Network(network) = architecture else {
+            return Err(Error::config("repair: language models are not repaired; only networks are"));
+        };
+        let all = self.merged_models(sources)?;
+        let ends = match (&all[..], self.config.base.is_some()) {
+            ([a, b], _) => [*a, *b],
+            ([b], true) => [sources[0], *b],
+            _ if network.batch_norms().is_empty() => {
+                return Err(Error::config(format!(
+                    "repair: a network without batch norms is repaired between two models, not {}",
+                    all.len()
+                )));
+            }
+            _ => [all[0], all[0]],
+        };
+        repair_network(gpu, network, ends, 0.5, merged, &inputs_of(tasks)?)
+    }
+}
+
+/// The inputs of all tasks, one behind the other.
+pub(super) fn inputs_of(tasks: &[Task]) -> Result<Tensor> {
+    let one = |task: &Task| match &task.data {
+        TaskData::Labelled(data) => Ok(data.inputs.clone()),
+        _ => Err(Error::config(format!("task `{}`: a network needs `data`", task.name))),
+    };
+    let all = tasks.iter().map(one).collect::<Result<Vec<Tensor>>>()?;
+    let (first, rest) = all.split_first().ok_or_else(|| Error::config("there is no task"))?;
+    match rest.iter().all(|x| x.shape()[1..] == first.shape()[1..]) {
+        true => Ok(Tensor::concat(&all.iter().collect::<Vec<_>>(), 0)),
+        false => Err(Error::config("the tasks' inputs have different shapes")),
+    }
+}
+
+/// What of a configuration needs data.
+pub(super) fn asker(config: &MergeConfig) -> String {
+    match () {
+        () if config.method.is_learned() => format!("`{}`", config.method.name()),
+        () if config.search.is_some() => "`search`".into(),
+        () if config.repair => "`repair`".into(),
+        () => "`matcher: activations`".into(),
+    }
+}
+
+/// Whether a configuration asks for something that needs data.
+pub(super) fn needs_data(config: &MergeConfig) -> bool {
+    config.needs_data() || config.by_activations()
+}

@@ -1,0 +1,83 @@
+//! Writes tensors that were learned, in the place of those that are merged.
+
+use super::job::Job;
+use super::run::{CONFIG, Progress};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::models::network::{NETWORK, Network};
+use crate::store::{Entry, FileDType, INDEX, bf16_bytes, index_of, save, sharded};
+use crate::tensor::Tensor;
+use half::f16;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+impl Job {
+    /// Writes these tensors to the folder `out`, with the types that the outputs of the same names have, and the files beside them,
+    /// by the rules of [`Job::run`]. `network` is a description that belongs to them.
+    ///
+    /// # Errors
+    /// When a tensor is NaN or infinite, or too large for its type; as [`Job::run`]. `out` is then left intact.
+    pub fn write(
+        &self,
+        weights: &BTreeMap<String, Tensor>,
+        network: Option<&Network>,
+        out: &Path,
+        shard_bytes: u64,
+        config: &str,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        self.check()?;
+        self.check_out(out, shard_bytes)?;
+        let all: Vec<(&String, &Tensor, FileDType)> =
+            weights.iter().map(|(name, x)| (name, x, self.dtype_of(name))).collect();
+        let bytes = |(_, x, dtype): &(&String, &Tensor, FileDType)| (x.count() * dtype.bits() / 8) as u64;
+        files::replace_folder(out, |folder| {
+            let shards = sharded(all.iter().map(bytes), shard_bytes);
+            let notes = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+            for (file, tensors) in &shards {
+                let mut entries = Vec::new();
+                for &i in tensors {
+                    let (name, x, dtype) = all[i];
+                    progress(bytes(&all[i]))?;
+                    entries.push(Entry::bytes(name.clone(), dtype, x.shape(), encoded(name, x, dtype)?));
+                }
+                save(folder.join(file), entries, &notes)?;
+            }
+            if shards.len() > 1 {
+                let places = shards.iter().flat_map(|(file, all)| all.iter().map(move |&i| (i, file)));
+                let map = places.map(|(i, file)| (all[i].0.as_str(), file.as_str())).collect();
+                files::replace_with(&folder.join(INDEX), index_of(map, all.iter().map(bytes).sum()))?;
+            }
+            self.copy_settings(folder)?;
+            if let Some(network) = network {
+                files::replace_with(&folder.join(NETWORK), network.to_json())?;
+            }
+            files::replace_with(&folder.join(CONFIG), config)
+        })
+    }
+
+    /// The type of a tensor of the output.
+    fn dtype_of(&self, name: &str) -> FileDType {
+        let found = self.outputs.iter().find(|output| output.name == name);
+        let float = |dtype: &FileDType| matches!(dtype, FileDType::F32 | FileDType::F16 | FileDType::BF16);
+        found.map(|output| output.dtype).filter(float).or(self.config.dtype).unwrap_or(FileDType::F32)
+    }
+}
+
+fn encoded(name: &str, x: &Tensor, dtype: FileDType) -> Result<Vec<u8>> {
+    let values = x.to_vec::<f32>()?;
+    let (bytes, fits): (Vec<u8>, fn(f32) -> bool) = match dtype {
+        FileDType::BF16 => (bf16_bytes(&values), |x| half::bf16::from_f32(x).is_finite()),
+        FileDType::F16 => (values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(), |x| {
+            f16::from_f32(x).is_finite()
+        }),
+        _ => (bytemuck::cast_slice(&values).to_vec(), f32::is_finite),
+    };
+    match values.iter().position(|&x| !fits(x)) {
+        None => Ok(bytes),
+        Some(at) => Err(Error::config(format!(
+            "tensor `{name}`: element {at} is {}, no number of {dtype}; look at the parameters and the data",
+            values[at]
+        ))),
+    }
+}

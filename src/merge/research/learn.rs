@@ -1,0 +1,292 @@
+//! Trains the coefficients of [`Atlas`] through any model that is scored on tasks: what `merge_method: atlas` does.
+
+use super::learned::Atlas;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::merge::Weights;
+use crate::merge::evaluation::architecture::Architecture;
+use crate::merge::evaluation::evaluate::{Score, Task, TaskData};
+use crate::optim::{AdamW, AdamWConfig, Group, Schedule, clip_grad_norm};
+use crate::rng::Rng;
+use crate::setters::setters;
+use crate::store::Tracked;
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+
+/// What the coefficients are trained for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Objective {
+    /// The loss at the labels or tokens of the data: task addition and few-shot learning.
+    Supervised,
+    /// The entropy of the predictions, without labels: adaptation at test time.
+    Entropy,
+    /// A high loss on the data beside a low one on a control task: task negation.
+    Negate,
+}
+
+/// Settings of [`learn`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct LearnOptions {
+    /// What the coefficients are trained for.
+    pub objective: Objective,
+    /// Steps of the optimizer.
+    pub steps: usize,
+    /// Its rate at the first step, which falls to 0 by a cosine.
+    pub rate: f32,
+    /// Samples of each task in a step.
+    pub batch: usize,
+    /// Labelled rows of each class that are used, or all.
+    pub shots: Option<usize>,
+    /// Parts into which each tensor is divided at random, each with coefficients of its own.
+    pub parts: usize,
+    /// Task vectors of each tensor that are used: those with the largest gradients at the base. `None` is all.
+    pub budget: Option<usize>,
+    /// For [`Objective::Negate`], the share of the base's merit at the control task that must be kept.
+    pub control: f64,
+    /// Seed of the batches, the shots and the parts.
+    pub seed: u64,
+}
+
+setters!(LearnOptions {
+    objective: Objective,
+    steps: usize,
+    rate: f32,
+    batch: usize,
+    shots: Option<usize>,
+    parts: usize,
+    budget: Option<usize>,
+    control: f64,
+    seed: u64,
+});
+
+impl Default for LearnOptions {
+    /// The authors' rate of 0.1 and batch of 128, for 200 steps; 0.95 of the control's merit.
+    fn default() -> LearnOptions {
+        LearnOptions {
+            objective: Objective::Supervised,
+            steps: 200,
+            rate: 0.1,
+            batch: 128,
+            shots: None,
+            parts: 1,
+            budget: None,
+            control: 0.95,
+            seed: 0,
+        }
+    }
+}
+
+/// What was learned.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Learned {
+    /// The model's tensors.
+    pub weights: BTreeMap<String, Tensor>,
+    /// The coefficients `[tasks, tensors, parts]`, with tensors in the order of names.
+    pub coefficients: Tensor,
+    /// The loss of every step.
+    pub losses: Vec<f64>,
+    /// The step after which the coefficients were best on the data, by which they are chosen. 0 is the base.
+    pub best: usize,
+}
+
+/// Called with the step that was done, the number of all, and its loss.
+pub type On<'a> = dyn FnMut(usize, usize, f64) -> Result<()> + 'a;
+
+/// Weight decay of the coefficients, as the authors have it.
+const DECAY: f32 = 0.1;
+
+/// How often the coefficients are compared on all data.
+const LOOKS: usize = 10;
+
+/// Trains one coefficient for each task vector and tensor, with everything else frozen, by AdamW with gradients clipped to a norm
+/// of 1. The coefficients that were best on the data at one of ten looks are taken, the base's among them. The model's own function
+/// runs on `base + sum c tau`, so any [`Architecture`] can be learned through.
+///
+/// Source: Zhang et al., arXiv 2407.02880.
+///
+/// # Errors
+/// When models and tasks do not fit, when a task has no row of some class and `shots` asks for some, when the loss is NaN or the
+/// device fails; what `on` returns.
+pub fn learn(
+    gpu: &Gpu,
+    architecture: &Architecture,
+    base: &dyn Weights,
+    models: &[&dyn Weights],
+    tasks: &[Task],
+    options: &LearnOptions,
+    on: &mut On,
+) -> Result<Learned> {
+    let has_control = has_control(tasks, options)?;
+    tasks.iter().try_for_each(|task| architecture.check(base, task))?;
+    let mut rng = Rng::new(options.seed);
+    let read = |weights: &dyn Weights| -> Result<BTreeMap<String, Tensor>> {
+        weights.names().into_iter().map(|name| Ok((name.clone(), weights.read(gpu, &name)?))).collect()
+    };
+    let own = read(base)?;
+    let others = models.iter().map(|&model| read(model)).collect::<Result<Vec<_>>>()?;
+    let mut atlas = Atlas::new(gpu, &own, &others, options.parts, &mut rng);
+    drop(others);
+    let pools = tasks.iter().map(|task| pool(architecture, task, options, &mut rng));
+    let mut pools = pools.collect::<Result<Vec<Pool>>>()?;
+    let run = Run { gpu, architecture, tasks, options, control: has_control };
+    if let Some(budget) = options.budget {
+        let batches: Vec<Vec<u32>> =
+            pools.iter_mut().map(|pool| pool.next(options.batch, &mut rng)).collect();
+        let grads = run.loss(&atlas, &batches)?.backward()?;
+        let gradient = grads.get(atlas.coefficients()).cloned();
+        atlas = atlas.within(budget, gradient.as_ref())?;
+    }
+    let mut best = (run.merit(&atlas, f64::NEG_INFINITY)?, 0, atlas.coefficients().to_vec::<f32>()?);
+    let floor = best.0.1 * options.control;
+    let group = Group::new([("coefficients", atlas.coefficients())]).weight_decay(DECAY);
+    let mut optimizer = AdamW::new(gpu, vec![group], AdamWConfig::default())?;
+    let schedule = Schedule::WarmupCosine { warmup: 0, total: options.steps as u64, floor: 0.0 };
+    let mut losses = Vec::new();
+    let look = options.steps.div_ceil(LOOKS).max(1);
+    for step in 0..options.steps {
+        let batches: Vec<Vec<u32>> =
+            pools.iter_mut().map(|pool| pool.next(options.batch, &mut rng)).collect();
+        let loss = run.loss(&atlas, &batches)?;
+        let (grads, _) = clip_grad_norm(&loss.backward()?, 1.0)?;
+        optimizer.step(&grads, schedule.lr(options.rate, step as u64))?;
+        let loss = f64::from(loss.item()?);
+        if !loss.is_finite() {
+            return Err(Error::config(format!("atlas: the loss is {loss} at step {step}; lower `rate`")));
+        }
+        losses.push(loss);
+        if (step + 1) % look == 0 || step + 1 == options.steps {
+            let merit = run.merit(&atlas, floor)?;
+            if merit.0 > best.0.0 {
+                best = (merit, step + 1, atlas.coefficients().to_vec::<f32>()?);
+            }
+        }
+        on(step + 1, options.steps, loss)?;
+    }
+    let coefficients = Tensor::from_slice(gpu, &best.2, *atlas.coefficients().shape());
+    let weights = atlas.weights_under(&coefficients);
+    weights.values().for_each(Tensor::evaluate);
+    Ok(Learned { weights, coefficients, losses, best: best.1 })
+}
+
+/// Whether the last task is the control of a negation.
+fn has_control(tasks: &[Task], options: &LearnOptions) -> Result<bool> {
+    match (tasks.len(), options.objective) {
+        (0, _) => Err(Error::config("atlas: there is no task to learn from")),
+        (1, Objective::Negate) => Err(Error::config(
+            "atlas: `objective: negate` needs a second task, the control, at which the model stays what it is",
+        )),
+        (_, objective) => Ok(objective == Objective::Negate),
+    }
+}
+
+/// The samples of a task in a random order, without end.
+struct Pool {
+    samples: Vec<u32>,
+    next: usize,
+}
+
+impl Pool {
+    fn next(&mut self, count: usize, rng: &mut Rng) -> Vec<u32> {
+        let count = count.clamp(1, self.samples.len());
+        if self.next + count > self.samples.len() {
+            rng.shuffle(&mut self.samples);
+            self.next = 0;
+        }
+        self.next += count;
+        self.samples[self.next - count..self.next].to_vec()
+    }
+}
+
+/// The samples that are used: some rows of each class, or all.
+fn pool(architecture: &Architecture, task: &Task, options: &LearnOptions, rng: &mut Rng) -> Result<Pool> {
+    let mut samples: Vec<u32> = (0..architecture.samples(task) as u32).collect();
+    rng.shuffle(&mut samples);
+    if let (Some(shots), TaskData::Labelled(data)) = (options.shots, &task.data) {
+        let mut left: BTreeMap<u32, usize> = BTreeMap::new();
+        samples.retain(|&row| {
+            let used = left.entry(data.labels[row as usize]).or_default();
+            *used += 1;
+            *used <= shots
+        });
+        if let Some((class, found)) = left.iter().find(|(_, found)| **found < shots) {
+            return Err(Error::config(format!(
+                "task `{}`: {found} rows of class {class}, and `shots` asks for {shots}",
+                task.name
+            )));
+        }
+    }
+    match samples.is_empty() {
+        true => Err(Error::config(format!("task `{}` has no samples", task.name))),
+        false => Ok(Pool { samples, next: 0 }),
+    }
+}
+
+struct Run<'a> {
+    gpu: &'a Gpu,
+    architecture: &'a Architecture,
+    tasks: &'a [Task],
+    options: &'a LearnOptions,
+    control: bool,
+}
+
+impl Run<'_> {
+    /// The objective on a batch of each task, to be lowered.
+    fn loss(&self, atlas: &Atlas, batches: &[Vec<u32>]) -> Result<Tensor> {
+        let weights = atlas.weights();
+        let mut sum: Option<Tensor> = None;
+        for (i, (task, batch)) in self.tasks.iter().zip(batches).enumerate() {
+            let (logits, targets) = self.architecture.scores(self.gpu, &Tracked(&weights), task, batch)?;
+            let loss = match self.options.objective {
+                Objective::Entropy => {
+                    let rows = logits.shape()[0] as f32;
+                    logits.softmax(1).mul(&logits.log_softmax(1)).sum_all().scale(-1.0 / rows)
+                }
+                _ => logits.cross_entropy(&Tensor::from_slice(self.gpu, &targets, [targets.len()]), None),
+            };
+            let is_control = self.control && i + 1 == self.tasks.len();
+            let loss = match self.options.objective {
+                Objective::Negate if !is_control => loss.neg(),
+                _ => loss,
+            };
+            sum = Some(sum.map_or(loss.clone(), |sum| sum.add(&loss)));
+        }
+        let sum = sum.ok_or_else(|| Error::config("atlas: there is no task to learn from"))?;
+        Ok(sum.scale(1.0 / self.tasks.len() as f32))
+    }
+
+    /// How good the coefficients are on all data: what they are chosen by, and the merit at the control. Coefficients with less than
+    /// `floor` at the control are not chosen.
+    fn merit(&self, atlas: &Atlas, floor: f64) -> Result<(f64, f64)> {
+        let weights = atlas.weights_under(&atlas.coefficients().detach());
+        let score = |task: &Task| self.architecture.score(self.gpu, &weights, task, &mut |_, _| Ok(()));
+        let scores = self.tasks.iter().map(score).collect::<Result<Vec<Score>>>()?;
+        let wanted = &scores[..scores.len() - usize::from(self.control)];
+        let control = scores.last().filter(|_| self.control).map_or(0.0, Score::merit);
+        // Among equal accuracies, the one with the lower loss.
+        let mean = |of: &dyn Fn(&Score) -> f64| wanted.iter().map(of).sum::<f64>() / wanted.len() as f64;
+        let merit = mean(&Score::merit) - 1e-6 * mean(&|score| score.loss);
+        Ok(match self.options.objective {
+            // No labels are used, so none may choose.
+            Objective::Entropy => (-self.entropy(&weights)?, control),
+            Objective::Negate if control < floor => (f64::NEG_INFINITY, control),
+            Objective::Negate => (-merit, control),
+            Objective::Supervised => (merit, control),
+        })
+    }
+
+    fn entropy(&self, weights: &BTreeMap<String, Tensor>) -> Result<f64> {
+        let mut sum = 0.0;
+        for task in self.tasks {
+            let samples = self.architecture.samples(task).min(4 * self.options.batch);
+            let all: Vec<u32> = (0..samples as u32).collect();
+            let (logits, _) = self.architecture.scores(self.gpu, weights, task, &all)?;
+            let rows = logits.shape()[0] as f32;
+            let entropy = logits.softmax(1).mul(&logits.log_softmax(1)).sum_all().scale(-1.0 / rows);
+            sum += f64::from(entropy.item()?);
+        }
+        Ok(sum)
+    }
+}
