@@ -5,13 +5,16 @@
 //! Writes the networks and the data to OUT, where `tiebeam match`, `tiebeam barrier` and `tiebeam merge` can use them, and draws
 //! the losses. `--models 3` also averages three networks. `--mnist DIR` reads MNIST's files.
 
-mod data;
+#[path = "../common/digits.rs"]
+mod digits;
+#[path = "../common/mlp.rs"]
+mod mlp;
 #[path = "../common/terminal.rs"]
 mod terminal;
-mod train;
 
 use clap::Parser;
-use data::{Data, Set};
+use digits::{Data, Set};
+use mlp::{Recipe, train};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,7 +28,6 @@ use tiebeam::merge::{
 use tiebeam::models::network::Network;
 use tiebeam::store::{Entry, save, save_tensors};
 use tiebeam::{Error, Gpu, Result, Tensor, files, no_grad};
-use train::{Recipe, train};
 
 /// Train networks of different seeds, match them and draw the losses between them.
 #[derive(Parser, Debug)]
@@ -130,8 +132,14 @@ impl Study<'_> {
         let recipe = Recipe { epochs, batch, lr: self.args.lr, precision: self.args.scope.precision };
         let mut models = Vec::new();
         for i in 0..self.args.models {
-            let model =
-                train(self.gpu, &self.data.train, &sizes, &recipe, self.args.seed + u64::from(i), self.stop)?;
+            let model = train(
+                self.gpu,
+                &self.data.train,
+                (&sizes, None),
+                &recipe,
+                self.args.seed + u64::from(i),
+                self.stop,
+            )?;
             let path = self.args.out.join(format!("h{width}-{}.safetensors", char::from(b'a' + i as u8)));
             save_tensors(&path, &model, &BTreeMap::new())?;
             models.push(model);

@@ -231,6 +231,15 @@ impl Labelled {
 }
 
 impl Task {
+    /// Takes these outputs of a network for the task's classes. Labels count from the first of them.
+    #[must_use]
+    pub fn outputs(mut self, range: Range<usize>) -> Task {
+        if let TaskData::Labelled(data) = &mut self.data {
+            data.outputs = Some(range);
+        }
+        self
+    }
+
     /// Labelled rows in memory.
     pub fn labelled(name: impl Into<String>, inputs: Tensor, labels: Vec<u32>) -> Task {
         Task { name: name.into(), data: TaskData::Labelled(Labelled { inputs, labels, outputs: None }) }

@@ -68,6 +68,13 @@ pub struct Search {
     pub seed: u64,
 }
 
+impl Search {
+    /// The weight at which the search starts.
+    pub fn first(&self) -> f64 {
+        self.start.unwrap_or((self.bounds[0] + self.bounds[1]) / 2.0)
+    }
+}
+
 /// What the inputs and the merged model are scored on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluate {
@@ -175,7 +182,7 @@ impl MergeConfig {
         let models = &Models { folder, first: RefCell::default() };
         let types = ["out_dtype", "dtype"].map(|key| root.get(key).map(|n| dtype(&n)).transpose());
         let [out, computed] = types;
-        let config = MergeConfig {
+        let mut config = MergeConfig {
             method,
             base: root.get("base_model").map(|node| models.path(&node)).transpose()?,
             slices: slices(&root, method, models)?,
@@ -190,7 +197,17 @@ impl MergeConfig {
             definitions: Vec::new(),
         };
         config.check()?;
+        config.start_search();
         Ok(config)
+    }
+
+    /// Gives every model the weight at which a search starts, if it has none of its own.
+    fn start_search(&mut self) {
+        let Some(search) = &self.search else { return };
+        let start = Setting::Same(Scalar::Number(search.first()));
+        for source in self.slices.iter_mut().flat_map(|slice| &mut slice.sources) {
+            source.parameters.entry("weight".into()).or_insert_with(|| start.clone());
+        }
     }
 
     /// Whether what is written depends on data: it is learned, searched for or repaired on the tasks of `learn`.

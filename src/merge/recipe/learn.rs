@@ -136,6 +136,7 @@ impl Job {
         let objectives = [
             ("supervised", Objective::Supervised),
             ("entropy", Objective::Entropy),
+            ("information", Objective::Information),
             ("negate", Objective::Negate),
         ];
         let usual = LearnOptions::default();
@@ -296,7 +297,7 @@ impl Job {
         let count = slice.sources.iter().filter(|source| !self.config.is_base_only(source)).count();
         let options =
             CmaOptions::default().bounds(search.bounds).evaluations(search.evaluations).seed(search.seed);
-        let start = vec![search.start.unwrap_or((search.bounds[0] + search.bounds[1]) / 2.0); count];
+        let start = vec![search.first(); count];
         let mut done = 0;
         let found = maximise(&start, &options, &mut |weights| {
             let job = self.weighted(weights)?;

@@ -19,8 +19,12 @@ use std::collections::BTreeMap;
 pub enum Objective {
     /// The loss at the labels or tokens of the data: task addition and few-shot learning.
     Supervised,
-    /// The entropy of the predictions, without labels: adaptation at test time.
+    /// The entropy of the predictions, without labels: adaptation at test time, as in AdaMerging (arXiv 2310.02575). It is least where
+    /// everything is predicted to be one class, so it needs few steps and a small rate.
     Entropy,
+    /// The entropy of the predictions minus that of their mean over the batch, without labels (Krause et al. 2010), which does not
+    /// collapse into one class.
+    Information,
     /// A high loss on the data beside a low one on a control task: task negation.
     Negate,
 }
@@ -240,10 +244,7 @@ impl Run<'_> {
         for (i, (task, batch)) in self.tasks.iter().zip(batches).enumerate() {
             let (logits, targets) = self.architecture.scores(self.gpu, &Tracked(&weights), task, batch)?;
             let loss = match self.options.objective {
-                Objective::Entropy => {
-                    let rows = logits.shape()[0] as f32;
-                    logits.softmax(1).mul(&logits.log_softmax(1)).sum_all().scale(-1.0 / rows)
-                }
+                Objective::Entropy | Objective::Information => self.entropy(&logits),
                 _ => logits.cross_entropy(&Tensor::from_slice(self.gpu, &targets, [targets.len()]), None),
             };
             let is_control = self.control && i + 1 == self.tasks.len();
@@ -270,22 +271,33 @@ impl Run<'_> {
         let merit = mean(&Score::merit) - 1e-6 * mean(&|score| score.loss);
         Ok(match self.options.objective {
             // No labels are used, so none may choose.
-            Objective::Entropy => (-self.entropy(&weights)?, control),
+            Objective::Entropy | Objective::Information => (-self.entropies(&weights)?, control),
             Objective::Negate if control < floor => (f64::NEG_INFINITY, control),
             Objective::Negate => (-merit, control),
             Objective::Supervised => (merit, control),
         })
     }
 
-    fn entropy(&self, weights: &BTreeMap<String, Tensor>) -> Result<f64> {
+    /// The mean entropy of predictions, without that of the mean prediction for [`Objective::Information`].
+    fn entropy(&self, logits: &Tensor) -> Tensor {
+        let p = logits.softmax(1);
+        let own = p.mul(&logits.log_softmax(1)).sum_all().scale(-1.0 / logits.shape()[0] as f32);
+        match self.options.objective {
+            Objective::Information => {
+                let mean = p.mean(0);
+                own.add(&mean.mul(&mean.affine(1.0, 1e-9).log()).sum_all())
+            }
+            _ => own,
+        }
+    }
+
+    fn entropies(&self, weights: &BTreeMap<String, Tensor>) -> Result<f64> {
         let mut sum = 0.0;
         for task in self.tasks {
             let samples = self.architecture.samples(task).min(4 * self.options.batch);
             let all: Vec<u32> = (0..samples as u32).collect();
             let (logits, _) = self.architecture.scores(self.gpu, weights, task, &all)?;
-            let rows = logits.shape()[0] as f32;
-            let entropy = logits.softmax(1).mul(&logits.log_softmax(1)).sum_all().scale(-1.0 / rows);
-            sum += f64::from(entropy.item()?);
+            sum += f64::from(self.entropy(&logits).item()?);
         }
         Ok(sum)
     }

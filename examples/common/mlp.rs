@@ -1,6 +1,7 @@
 //! Trains a multilayer perceptron.
+#![allow(dead_code, reason = "each example uses what it needs")]
 
-use crate::data::Set;
+use crate::digits::Set;
 use crate::terminal;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,24 +32,27 @@ fn leaves(gpu: &Gpu, sizes: &[usize], rng: &mut Rng) -> Vec<(String, Tensor)> {
     sizes.windows(2).enumerate().flat_map(layer).collect()
 }
 
-/// Trains a ReLU network with these sizes by SGD with momentum and a cosine schedule.
+/// Trains a ReLU network with these sizes, from the weights `start` or new ones, by SGD with momentum and a cosine schedule.
 ///
 /// # Errors
 /// When the device fails, and when `stop` is set.
 pub fn train(
     gpu: &Gpu,
     set: &Set,
-    sizes: &[usize],
+    (sizes, start): (&[usize], Option<&BTreeMap<String, Tensor>>),
     recipe: &Recipe,
     seed: u64,
     stop: &Arc<AtomicBool>,
 ) -> Result<BTreeMap<String, Tensor>> {
     let mut rng = Rng::new(seed);
-    let leaves = leaves(gpu, sizes, &mut rng);
-    let layers: Vec<Linear> = leaves
-        .chunks(2)
-        .map(|pair| Linear::from_site(Tied::new(&pair[0].1).shared(), Some(pair[1].1.clone())))
-        .collect();
+    let leaves = match start {
+        None => leaves(gpu, sizes, &mut rng),
+        Some(start) => start.iter().map(|(name, x)| (name.clone(), x.copy().requires_grad())).collect(),
+    };
+    let named = |name: String| leaves.iter().find(|(own, _)| *own == name).map(|(_, leaf)| leaf.clone());
+    let layer = |i: usize| Some(Tied::new(&named(format!("fc{i}.weight"))?).shared());
+    let layers: Vec<Linear> =
+        (0..).map_while(|i| Some(Linear::from_site(layer(i)?, named(format!("fc{i}.bias"))))).collect();
     let group = Group::new(leaves.iter().map(|(name, leaf)| (name, leaf)));
     let config = SgdConfig::default().lr(recipe.lr).momentum(MOMENTUM);
     let batches = set.labels.len() / recipe.batch;

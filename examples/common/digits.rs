@@ -1,4 +1,5 @@
 //! Handwritten digits: those that ship with the repository, or MNIST's files.
+#![allow(dead_code, reason = "each example uses what it needs")]
 
 use std::path::{Path, PathBuf};
 use tiebeam::store::File;
@@ -9,6 +10,7 @@ const DIGITS: &[u8] = include_bytes!("../data/digits_8x8.safetensors");
 const TRAIN: usize = 1400;
 
 /// Images as rows of numbers from 0 to 1, with their labels.
+#[derive(Clone)]
 pub struct Set {
     pub x: Tensor,
     pub labels: Vec<u32>,
