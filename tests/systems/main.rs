@@ -2,11 +2,13 @@
 
 mod adapters;
 mod bench;
+mod functional;
 mod geometry;
 mod llama;
 mod lm;
 mod matching;
 mod merge;
+mod merge_data;
 mod merge_ends;
 mod merge_errors;
 mod merge_found;
