@@ -8,6 +8,7 @@ mod convert;
 mod data;
 mod doctor;
 mod evaluate;
+mod extract;
 mod finetune;
 mod fisher;
 mod inspect;
@@ -16,6 +17,7 @@ mod merge;
 mod pareto;
 mod predict;
 mod quantise;
+mod rebuild;
 mod run;
 mod scores;
 mod shell;
@@ -73,6 +75,7 @@ enum Command {
     },
     Doctor(doctor::Args),
     Evaluate(evaluate::Args),
+    Extract(extract::Args),
     Finetune(finetune::Args),
     Fisher(fisher::Args),
     /// Write the manual pages of this command and its subcommands into a folder
@@ -87,6 +90,7 @@ enum Command {
     Pareto(pareto::Args),
     Predict(predict::Args),
     Quantise(quantise::Args),
+    Rebuild(rebuild::Args),
     Run(run::Args),
     Train(train::Args),
     Tune(tune::Args),
@@ -102,6 +106,7 @@ fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Completions { shell } => shell::completions(*shell, Args::command(), context),
         Command::Doctor(args) => doctor::run(args, context),
         Command::Evaluate(args) => evaluate::run(args, context),
+        Command::Extract(args) => extract::run(args, context),
         Command::Finetune(args) => finetune::run(args, context),
         Command::Fisher(args) => fisher::run(args, context),
         Command::Man { folder } => shell::man(folder, Args::command(), context),
@@ -111,6 +116,7 @@ fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Pareto(args) => pareto::run(args, context),
         Command::Predict(args) => predict::run(args, context),
         Command::Quantise(args) => quantise::run(args, context),
+        Command::Rebuild(args) => rebuild::run(args, context),
         Command::Run(args) => run::run(args, context),
         Command::Train(args) => train::run(args, context),
         Command::Tune(args) => tune::run(args, context),

@@ -28,4 +28,7 @@ pub use recipe::yaml;
 pub use recipe::{
     aligned, config, config::MergeConfig, global, job, job::Job, learn as learning, method, methods, run,
 };
-pub use research::{cma, fisher, learn, learned, map, pareto, partial, pleas, reversible, signature};
+pub use research::store::{REVERSIBLE, ReversibleModels};
+pub use research::{
+    cma, extract, fisher, learn, learned, map, pareto, partial, pleas, reversible, signature,
+};

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use std::path::Path;
 
 /// Returns the names of the files that a folder with other weights of the same kind needs too, sorted.
-pub(crate) fn settings_in(folder: &Path) -> Result<Vec<String>> {
+pub fn settings_in(folder: &Path) -> Result<Vec<String>> {
     Ok(plain_files(folder)?.into_iter().filter(|name| is_setting(name)).collect())
 }
 
@@ -64,6 +64,8 @@ fn is_setting(name: &str) -> bool {
         "merges.txt",
         "tekken.json",
         "normalizer.json",
+        "network.json",
+        "adapter_config.json",
     ];
     let by_parts =
         begins.iter().any(|word| name.starts_with(word)) || ends.iter().any(|word| name.ends_with(word));

@@ -334,6 +334,18 @@ impl Shards {
         file.info(name)
     }
 
+    /// A hash of all tensors, which tells the weights of models apart.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn fingerprint(&self) -> Result<u128> {
+        let one = |name: String| {
+            let (shape, bytes) = (self.shape(&name)?, self.bytes(&name)?);
+            Ok((name, shape, bytes))
+        };
+        super::fingerprint(self.names().into_iter().map(one))
+    }
+
     /// The element type of a tensor in the file.
     ///
     /// # Errors

@@ -73,3 +73,32 @@ pub fn write(
         "line": "merged", "out": to.folder, "tensors": count, "bytes": bytes, "seconds": seconds, "notes": job.notes,
     }))
 }
+
+/// Merges so that every model can be rebuilt.
+pub fn reversible(
+    gpu: &Gpu,
+    job: &Job,
+    sources: &[&dyn Weights],
+    to: &Target,
+    context: &Context,
+) -> Result<()> {
+    let start = Instant::now();
+    let bar = context.bar(None, "{spinner} {elapsed} {wide_msg}");
+    bar.set_message("computing bases");
+    let models = job.reversible(gpu, sources)?;
+    job.write_reversible(&models, to.folder, to.config)?;
+    bar.finish_and_clear();
+    let [stored, all] = models.numbers();
+    let (count, seconds, place) = (models.names.len(), start.elapsed().as_secs_f64(), to.folder.display());
+    context.result(format_args!(
+        "{count} models as {stored} numbers, {:.1}% of their {all}, in {seconds:.1} s: {place}",
+        100.0 * stored as f64 / all.max(1) as f64
+    ));
+    context.note(format_args!(
+        "`tiebeam rebuild {place} NAME --out FOLDER` rebuilds {}",
+        models.names.join(", ")
+    ));
+    context.record(&json!({
+        "line": "merged", "out": to.folder, "models": models.names, "stored": stored, "numbers": all, "seconds": seconds,
+    }))
+}

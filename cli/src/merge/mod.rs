@@ -15,6 +15,7 @@ use tiebeam::merge::aligned::Aligned;
 use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Task;
 use tiebeam::merge::job::{Job, Output};
+use tiebeam::merge::method::Method;
 use tiebeam::merge::{Architecture, MergeConfig, Shards, Weights};
 use tiebeam::{Error, Gpu, Result};
 
@@ -75,6 +76,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         None => job.sources(),
     };
     let to = Target { folder: out, shard_bytes: args.shard_size, config: &text };
+    if job.config.method == Method::Rmm {
+        return learned::reversible(&gpu, &job, &sources, &to, context);
+    }
     match job.config.needs_data() {
         true => learned::write(&gpu, &job, &sources, &to, context, &stopped)?,
         false => write(&gpu, &job, &sources, &to, context, &stopped)?,

@@ -1,7 +1,7 @@
 //! Aligns the models of a merge: each is permuted towards the target model when it is read.
 
 use super::config::Align;
-use super::job::Job;
+use super::job::{Job, Model};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::merge::align::activations::{ActivationMatch, Similarity};
@@ -10,7 +10,7 @@ use crate::merge::align::networks::match_activations;
 use crate::merge::align::permutation::Permutation;
 use crate::merge::align::spec::Spec;
 use crate::merge::evaluation::barrier::distance;
-use crate::merge::{Architecture, Shards, Weights};
+use crate::merge::{Architecture, Weights};
 use crate::models::network::Network;
 use crate::tensor::Tensor;
 use std::ops::ControlFlow;
@@ -43,8 +43,8 @@ impl Found {
         }
     }
 
-    fn of_activations(gpu: &Gpu, a: &Shards, b: &Shards, found: ActivationMatch) -> Result<Found> {
-        let moved = distance(gpu, a, &found.permutation.permuted(b))?;
+    fn of_activations(gpu: &Gpu, a: &dyn Weights, b: &dyn Weights, found: ActivationMatch) -> Result<Found> {
+        let moved = distance(gpu, a, &found.permutation.permuted(&b))?;
         let most = found.values.values().fold(0.0f64, |most, value| most.max(value.abs()));
         Ok(Found {
             distance_before: distance(gpu, a, b)?,
@@ -105,7 +105,7 @@ impl Job {
             cache_bytes: self.memory(),
             ..MatchOptions::default()
         };
-        let a = &self.models[target].checkpoint;
+        let a = &self.models[target];
         let by_activations = match align.by_activations {
             true => Some(self.activations(gpu, a)?),
             false => None,
@@ -117,19 +117,13 @@ impl Job {
                 continue;
             }
             if let Some((network, inputs)) = &by_activations {
-                let found = match_activations(
-                    gpu,
-                    network,
-                    &spec,
-                    [a, &model.checkpoint],
-                    inputs,
-                    Similarity::InnerProduct,
-                )?;
-                matchings.push(Some(Found::of_activations(gpu, a, &model.checkpoint, found)?));
+                let found =
+                    match_activations(gpu, network, &spec, [a, model], inputs, Similarity::InnerProduct)?;
+                matchings.push(Some(Found::of_activations(gpu, a, model, found)?));
                 continue;
             }
             let mut stopped = Ok(());
-            let matching = match_weights_with(gpu, &spec, a, &model.checkpoint, &options, &mut |visit| {
+            let matching = match_weights_with(gpu, &spec, a, model, &options, &mut |visit| {
                 stopped = watch(&model.path, visit);
                 if stopped.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
@@ -143,8 +137,10 @@ impl Job {
 
 impl Job {
     /// The network whose activations are compared, and the inputs of the tasks of `learn`.
-    fn activations(&self, gpu: &Gpu, a: &Shards) -> Result<(Network, Tensor)> {
-        let Architecture::Network(network) = Architecture::open(gpu, a, self.network()?.as_ref())? else {
+    fn activations(&self, gpu: &Gpu, a: &Model) -> Result<(Network, Tensor)> {
+        let Architecture::Network(network) =
+            Architecture::open(gpu, &a.checkpoint, self.network()?.as_ref())?
+        else {
             return Err(Error::config(
                 "align: language models are not matched by activations; only networks are",
             ));
@@ -161,10 +157,8 @@ impl Aligned {
         let one = |(model, through): (&'a super::job::Model, &Option<usize>)| {
             let matching = through.and_then(|i| self.matchings[i].as_ref());
             match matching {
-                Some(found) => {
-                    Box::new(found.permutation.permuted(&model.checkpoint)) as Box<dyn Weights + 'a>
-                }
-                None => Box::new(&model.checkpoint),
+                Some(found) => Box::new(found.permutation.permuted(model)) as Box<dyn Weights + 'a>,
+                None => Box::new(model),
             }
         };
         job.models.iter().zip(&self.through).map(one).collect()

@@ -5,13 +5,14 @@
 //! list, the first entry counts whose filter is part of the tensor's name. As in mergekit 0.1.5, tensors outside of the layers, such
 //! as embeddings, the last norm and the head, have a gradient's first value.
 //!
-//! A model is a path, or a name `owner/name` that is in the cache of Hugging Face's hub. Two paths to the same files are the same
+//! A model is a path, or a name `owner/name` that is in the cache of Hugging Face's hub; `model+adapter` is one with a LoRA adapter on it. Two paths to the same files are the same
 //! model.
 
 use super::method::Method;
 pub use super::setting::{Parameters, Scalar, Setting};
 use crate::error::{Error, Result};
 use crate::merge::evaluate::{TaskFile, TaskKind};
+use crate::models::adapter::Lora;
 use crate::store::{FileDType, named, nearest, same_weights};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
@@ -143,7 +144,16 @@ struct Models<'a> {
 impl Models<'_> {
     /// The path of a model. If another path to the same files came before, it is that one.
     fn path(&self, node: &Node) -> Result<PathBuf> {
-        let path = named(self.folder, node.text()?);
+        let text = node.text()?;
+        let whole = named(self.folder, text);
+        // As mergekit has it, `model+adapter` is a model with an adapter on it.
+        let path = match text.rsplit_once('+').filter(|_| !whole.exists()) {
+            Some((model, adapter)) if Lora::is_at(&self.folder.join(adapter)) => {
+                let model = named(self.folder, model);
+                format!("{}+{}", model.display(), self.folder.join(adapter).display()).into()
+            }
+            _ => whole,
+        };
         Ok(self.first.borrow_mut().entry(same_weights(&path)).or_insert(path).clone())
     }
 }

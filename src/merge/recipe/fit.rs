@@ -252,6 +252,10 @@ impl Job {
 
     /// Whether an output is merged. If not, the values of its first input are copied, and it is said where this is a choice.
     pub(super) fn is_merged(&mut self, output: &Output, arguments: &Arguments) -> Result<bool> {
+        let is_changed = |input: &Input| self.models[input.model].changes(&input.name);
+        if output.inputs().any(is_changed) {
+            return Ok(true);
+        }
         if self.passes_through(arguments) || is_buffer(&output.name, &output.shape) {
             return Ok(false);
         }
@@ -307,6 +311,7 @@ impl Job {
     /// Looks at the models as a whole: packed weights, tensors that only some have, and what is not copied.
     pub(super) fn look(&mut self) -> Result<()> {
         self.find_packed();
+        self.find_adapters()?;
         self.find_strangers();
         self.find_left_behind()?;
         for (note, names) in std::mem::take(&mut self.gathered) {

@@ -2,15 +2,15 @@
 
 use super::config::{Evaluate, MergeConfig, Scalar, Slice, Source};
 use super::method::Arguments;
+pub use super::model::Model;
 use crate::error::{Error, Result};
 use crate::files::size;
 use crate::gpu::Gpu;
-use crate::merge::Shards;
 use crate::merge::Weights;
 use crate::merge::evaluate::Task;
+use crate::models::adapter::WEIGHTS;
 use crate::models::network::Network;
-use crate::store::{FileDType, is_cached, located, sharded};
-use serde_json::Value;
+use crate::store::{FileDType, is_cached, sharded};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::ops::Range;
@@ -64,18 +64,6 @@ impl Output {
     }
 }
 
-/// A model that is read.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Model {
-    /// The path in the configuration.
-    pub path: PathBuf,
-    /// Its tensors.
-    pub checkpoint: Shards,
-    /// The `config.json` beside it, if there is one.
-    pub(super) settings: Option<Value>,
-}
-
 /// A configuration with the models' files opened, and the list of outputs.
 #[derive(Debug)]
 pub struct Job {
@@ -121,11 +109,6 @@ impl Stage {
         let first = |part: &str| part.contains("embed") || part == "wte" || part == "wpe";
         if name.split('.').any(first) { Stage::Before } else { Stage::After }
     }
-}
-
-/// Reads the `config.json` beside a model's file. `None` if there is none that is JSON.
-fn config_of(file: &Path) -> Option<Value> {
-    serde_json::from_slice(&std::fs::read(file.with_file_name("config.json")).ok()?).ok()
 }
 
 /// Number of layers of a model whose tensors have these names.
@@ -188,14 +171,13 @@ impl Job {
         if let Some(i) = self.models.iter().position(|m| m.path == path) {
             return Ok(i);
         }
-        let checkpoint = Shards::open(path)?;
+        let model = Model::open(path)?;
         let place = path.display();
-        if is_cached(path) {
+        if is_cached(&model.place()) {
             self.notes.push(format!("{place} is in the cache of Hugging Face's hub"));
         }
-        self.notes.extend(checkpoint.notes().iter().map(|note| format!("{place}: {note}")));
-        let settings = config_of(checkpoint.path());
-        self.models.push(Model { path: path.to_path_buf(), checkpoint, settings });
+        self.notes.extend(model.checkpoint.notes().iter().map(|note| format!("{place}: {note}")));
+        self.models.push(model);
         Ok(self.models.len() - 1)
     }
 
@@ -343,7 +325,7 @@ impl Job {
     /// Reads tasks. Texts are read with the tokenizer of the leading model.
     pub(super) fn opened(&self, gpu: &Gpu, tasks: Option<&Evaluate>) -> Result<Vec<Task>> {
         let all = tasks.iter().flat_map(|tasks| &tasks.tasks);
-        all.map(|task| task.open(gpu, &located(&self.leader().path))).collect()
+        all.map(|task| task.open(gpu, &self.leader().place())).collect()
     }
 
     /// The description of the network that the configuration names.
@@ -356,7 +338,7 @@ impl Job {
 
     /// The models as sources of tensors, in the order of [`Job::models`].
     pub fn sources(&self) -> Vec<&dyn Weights> {
-        self.models.iter().map(|m| &m.checkpoint as &dyn Weights).collect()
+        self.models.iter().map(|model| model as &dyn Weights).collect()
     }
 
     /// The ranges of elements that an output is merged in, one after the other.
@@ -405,7 +387,10 @@ impl Job {
 
     /// Distributes the outputs, sorted by name, over files of up to `shard_bytes`. Returns each file's name and outputs.
     pub fn shards(&self, shard_bytes: u64) -> Vec<(String, Vec<usize>)> {
-        sharded(self.outputs.iter().map(Output::bytes), shard_bytes)
+        match self.leader().is_adapter {
+            true => vec![(WEIGHTS.to_string(), (0..self.outputs.len()).collect())],
+            false => sharded(self.outputs.iter().map(Output::bytes), shard_bytes),
+        }
     }
 
     /// Describes the job as text: models, output, every tensor, memory, problems.

@@ -75,7 +75,7 @@ impl Job {
     }
 
     /// The models besides the base, each once, in the order of the configuration.
-    fn merged_models<'a>(&self, sources: &[&'a dyn Weights]) -> Result<Vec<&'a dyn Weights>> {
+    pub(super) fn merged_models<'a>(&self, sources: &[&'a dyn Weights]) -> Result<Vec<&'a dyn Weights>> {
         let [slice] = &self.config.slices[..] else {
             return Err(Error::config("slices: what is learned is learned for whole models"));
         };
@@ -97,7 +97,7 @@ impl Job {
         number(key, self.setting(key), Some(default), limits)
     }
 
-    fn count(&self, key: &str, default: usize) -> Result<usize> {
+    pub(super) fn count(&self, key: &str, default: usize) -> Result<usize> {
         match self.number(key, default as f64, Limits::Whole)? as usize {
             0 if key != "seed" => Err(Error::config(format!("parameter `{key}` must be above 0"))),
             count => Ok(count),

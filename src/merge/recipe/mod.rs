@@ -1,5 +1,6 @@
 //! Recipes: the configuration of a merge, the methods, and the run from input files to output files.
 
+mod adapters;
 pub mod aligned;
 mod arguments;
 pub mod config;
@@ -9,6 +10,7 @@ pub mod job;
 pub mod learn;
 pub mod method;
 pub mod methods;
+mod model;
 pub mod run;
 mod setting;
 mod settings;

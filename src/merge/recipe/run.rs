@@ -98,7 +98,7 @@ impl Job {
             };
             stream.measure()?;
             let stream = &RefCell::new(stream);
-            let notes = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+            let notes = self.file_notes();
             for (file, outputs) in &shards {
                 let entry = |&i: &usize| {
                     let Output { name, dtype, shape, .. } = &self.outputs[i];

@@ -5,9 +5,10 @@ use super::job::{Job, layers_of};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::merge::Weights;
+use crate::models::network::NETWORK;
 use crate::store::{FileDType, others_in, settings_in};
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Keys for the number of layers.
 const COUNTS: [&str; 4] = ["num_hidden_layers", "num_layers", "n_layers", "n_layer"];
@@ -68,20 +69,21 @@ struct Origin<'a> {
 
 impl Job {
     /// The folder of the leading model.
-    fn leading_folder(&self) -> &Path {
-        let from = &self.leader().path;
+    fn leading_folder(&self) -> PathBuf {
+        let from = self.leader().place();
         let parent = from.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if from.is_dir() { from } else { parent }
+        if from.is_dir() { from.clone() } else { parent.to_path_buf() }
     }
 
     /// Whether the leading model's folder is its own. What is beside a file in another folder is not of the model.
     fn has_folder(&self) -> bool {
-        self.leader().path.is_dir() || self.leading_folder().join("config.json").is_file()
+        self.leader().place().is_dir()
+            || ["config.json", NETWORK].iter().any(|name| self.leading_folder().join(name).is_file())
     }
 
     /// Returns the file names of the leading model's settings and tokenizer.
     pub(super) fn settings(&self) -> Result<Vec<String>> {
-        if self.has_folder() { settings_in(self.leading_folder()) } else { Ok(Vec::new()) }
+        if self.has_folder() { settings_in(&self.leading_folder()) } else { Ok(Vec::new()) }
     }
 
     /// Says which files of the leading model's folder are not copied, and what stacked layers leave open in its settings.
@@ -89,9 +91,10 @@ impl Job {
         if !self.has_folder() {
             return Ok(());
         }
-        let others = others_in(self.leading_folder())?;
+        let others = others_in(&self.leading_folder())?;
         if !others.is_empty() {
-            let (names, folder) = (others.join(", "), self.leading_folder().display());
+            let (names, folder) = (others.join(", "), self.leading_folder());
+            let folder = folder.display();
             self.notes.push(format!("not copied from {folder}: {names}"));
         }
         let path = self.leading_folder().join("config.json");

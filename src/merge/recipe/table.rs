@@ -36,6 +36,8 @@ pub enum Method {
     Atlas,
     /// Coefficients of task vectors on a front of trade-offs: [`pareto`](crate::merge::pareto)
     Map,
+    /// A basis from which every model is rebuilt: [`ReversibleModels`](crate::merge::ReversibleModels)
+    Rmm,
     /// Partly merged layers, fitted on data: [`pleas`](crate::merge::pleas)
     Pleas,
     /// [`model_stock`](super::methods::model_stock)
@@ -53,7 +55,7 @@ type Row = (Method, &'static str, bool, (usize, usize), &'static [&'static str])
 
 const MANY: usize = usize::MAX;
 
-const TABLE: [Row; 20] = [
+const TABLE: [Row; 21] = [
     (Method::Average, "average", false, (1, MANY), &[]),
     (Method::Linear, "linear", false, (1, MANY), &["weight", "normalize"]),
     (Method::Slerp, "slerp", true, (1, 1), &["t"]),
@@ -111,6 +113,7 @@ const TABLE: [Row; 20] = [
         (2, MANY),
         &["samples", "low", "high", "link", "population", "generations", "preference", "seed"],
     ),
+    (Method::Rmm, "rmm", false, (2, MANY), &["basis"]),
     (Method::Pleas, "pleas", false, (2, 2), &["ratio", "ridge", "heads", "match"]),
     (Method::ModelStock, "model_stock", true, (2, MANY), &[]),
     (Method::Fisher, "fisher", false, (1, MANY), &["weight", "fisher", "floor", "normalize"]),
@@ -184,6 +187,7 @@ impl Method {
                 | (Method::Pcb, "ratio")
                 | (Method::Fisher, "normalize")
                 | (Method::Signature, "clean" | "pre")
+                | (Method::Rmm, _)
         ) || self.is_learned()
     }
 
@@ -194,6 +198,6 @@ impl Method {
 
     /// Whether it merges task vectors. A model that is the base then adds nothing and is left out.
     pub fn has_task_vectors(self) -> bool {
-        self.needs_base() || self == Method::NuSlerp
+        self.needs_base() || matches!(self, Method::NuSlerp | Method::Rmm)
     }
 }

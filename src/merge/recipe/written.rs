@@ -4,6 +4,8 @@ use super::job::Job;
 use super::run::{CONFIG, Progress};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::gpu::Gpu;
+use crate::merge::{REVERSIBLE, ReversibleModels, Weights};
 use crate::models::network::{NETWORK, Network};
 use crate::store::{Entry, FileDType, INDEX, bf16_bytes, index_of, save, sharded};
 use crate::tensor::Tensor;
@@ -33,7 +35,7 @@ impl Job {
         let bytes = |(_, x, dtype): &(&String, &Tensor, FileDType)| (x.count() * dtype.bits() / 8) as u64;
         files::replace_folder(out, |folder| {
             let shards = sharded(all.iter().map(bytes), shard_bytes);
-            let notes = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+            let notes = self.file_notes();
             for (file, tensors) in &shards {
                 let mut entries = Vec::new();
                 for &i in tensors {
@@ -52,6 +54,36 @@ impl Job {
             if let Some(network) = network {
                 files::replace_with(&folder.join(NETWORK), network.to_json())?;
             }
+            files::replace_with(&folder.join(CONFIG), config)
+        })
+    }
+
+    /// Merges the models so that each can be rebuilt, by `merge_method: rmm`.
+    ///
+    /// # Errors
+    /// As [`ReversibleModels::new`], and when `basis` is no number from 1 on.
+    pub fn reversible(&self, gpu: &Gpu, sources: &[&dyn Weights]) -> Result<ReversibleModels> {
+        self.check()?;
+        let models = self.merged_models(sources)?;
+        let paths = self.config.slices[0].sources.iter().filter(|source| !self.config.is_base_only(source));
+        let named = |source: &super::config::Source| {
+            source.model.file_stem().map_or_else(String::new, |n| n.to_string_lossy().into())
+        };
+        let models: Vec<(String, &dyn Weights)> = paths.map(named).zip(models).collect();
+        let base = self.config.base.as_ref().map(|_| sources[0]);
+        let p = self.count("basis", models.len().div_ceil(2))?;
+        ReversibleModels::new(gpu, base, &models, p)
+    }
+
+    /// Writes reversibly merged models to the folder `out`, with the files beside them.
+    ///
+    /// # Errors
+    /// As [`Job::run`].
+    pub fn write_reversible(&self, models: &ReversibleModels, out: &Path, config: &str) -> Result<()> {
+        files::check_folder(out, [REVERSIBLE, CONFIG])?;
+        files::replace_folder(out, |folder| {
+            models.save(folder.join(REVERSIBLE))?;
+            self.copy_settings(folder)?;
             files::replace_with(&folder.join(CONFIG), config)
         })
     }

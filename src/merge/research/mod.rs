@@ -1,6 +1,7 @@
 //! Merging that looks at data, and other sets of models: what each method computes.
 
 pub mod cma;
+pub mod extract;
 pub mod fisher;
 pub mod learn;
 pub mod learned;
@@ -10,3 +11,4 @@ pub mod partial;
 pub mod pleas;
 pub mod reversible;
 pub mod signature;
+pub mod store;

@@ -67,6 +67,40 @@ impl Reversible {
         y.reshape([rows, self.basis.shape()[2]])
     }
 
+    /// A basis `[rows, p, d]` with coefficients `[rows, n, p]`, if they fit each other.
+    pub(super) fn of(basis: Tensor, coefficients: Tensor) -> Option<Reversible> {
+        let fits = match (&basis.shape()[..], &coefficients.shape()[..]) {
+            (&[rows, p, _], &[own, _, q]) => rows == own && p == q,
+            _ => false,
+        };
+        fits.then_some(Reversible { basis, coefficients })
+    }
+
+    /// `[rows, p, d]`
+    pub fn basis(&self) -> &Tensor {
+        &self.basis
+    }
+
+    /// `[rows, n, p]`
+    pub fn coefficients(&self) -> &Tensor {
+        &self.coefficients
+    }
+
+    /// Number of models.
+    pub fn models(&self) -> usize {
+        self.coefficients.shape()[1]
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.basis.shape()[0]
+    }
+
+    /// Number of elements of a model's tensor.
+    pub fn count(&self) -> usize {
+        self.basis.shape()[0] * self.basis.shape()[2]
+    }
+
     /// How many numbers are stored.
     pub fn stored(&self) -> usize {
         self.basis.count() + self.coefficients.count()

@@ -75,7 +75,7 @@ pub(super) struct Said {
 }
 
 /// The name of the settings in a folder.
-pub(super) const SETTINGS: &str = "adapter_config.json";
+pub const SETTINGS: &str = "adapter_config.json";
 
 impl Said {
     /// Reads the settings of a folder.
@@ -90,8 +90,21 @@ impl Said {
     /// # Errors
     /// The names by which it has two.
     pub fn factor(&self, depth: usize, matrix: &str) -> Result<f32, String> {
+        self.factor_of(&path(depth, matrix))
+    }
+
+    /// The factor of the product of a layer's matrices of LoRA, by its path and its rank.
+    ///
+    /// # Errors
+    /// As [`Said::factor`].
+    pub fn scale(&self, path: &str, rank: usize) -> Result<f32, String> {
+        let AdapterKind::Lora { alpha, rslora, .. } = self.config.kind else { return Ok(1.0) };
+        let divisor = if rslora { (rank as f32).sqrt() } else { rank as f32 };
+        Ok(self.factor_of(&format!(".{path}"))? * alpha / divisor)
+    }
+
+    fn factor_of(&self, path: &str) -> Result<f32, String> {
         let AdapterKind::Lora { alpha, .. } = self.config.kind else { return Ok(1.0) };
-        let path = path(depth, matrix);
         let is_end = |key: &str| path.strip_suffix(key).is_some_and(|before| before.ends_with('.'));
         let own: Vec<_> = self.alphas.iter().filter(|(key, _)| is_end(key)).collect();
         match own[..] {

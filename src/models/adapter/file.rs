@@ -42,6 +42,14 @@ impl Base {
         Ok(Some(Base { name, fingerprint }))
     }
 
+    /// What the metadata of an adapter's weights say of its base.
+    pub(crate) fn said(&self) -> [(String, String); 2] {
+        [
+            (BASE[0].to_string(), format!("{:032x}", self.fingerprint)),
+            (BASE[1].to_string(), self.name.clone()),
+        ]
+    }
+
     /// Refuses the adapter of another base.
     ///
     /// # Errors
@@ -62,9 +70,10 @@ impl Base {
     }
 }
 
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// The name of an adapter's weights in a folder.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// Keys of the weights' metadata that name the base.
-const BASE: [&str; 2] = ["tiebeam.base", "tiebeam.base_name"];
+pub(super) const BASE: [&str; 2] = ["tiebeam.base", "tiebeam.base_name"];
 
 /// GGUF files of Llama have the rows of q and k in an order in which neighbours are rotated together. PEFT's adapters are for the
 /// other order, in which row `i` of a head belongs to row `i + head / 2`.

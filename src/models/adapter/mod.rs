@@ -2,9 +2,11 @@
 
 mod config;
 mod file;
+mod lora;
 
-pub use config::{AdapterConfig, AdapterKind};
-pub use file::Base;
+pub use config::{AdapterConfig, AdapterKind, SETTINGS};
+pub use file::{Base, WEIGHTS};
+pub use lora::{Lora, Pair, write_lora};
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;

@@ -161,15 +161,7 @@ impl Published {
                     |name: &str| Ok((name.to_string(), file.shape(name)?.to_vec(), file.bytes_of(name)?));
                 fingerprint(names.into_iter().map(one))
             }
-            Source::Folder(shards, ..) => {
-                let mut names = shards.names();
-                names.sort_unstable();
-                let one = |name: String| {
-                    let (shape, bytes) = (shards.shape(&name)?, shards.bytes(&name)?);
-                    Ok((name, shape, bytes))
-                };
-                fingerprint(names.into_iter().map(one))
-            }
+            Source::Folder(shards, ..) => shards.fingerprint(),
         }
     }
 

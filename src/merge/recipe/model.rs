@@ -1,0 +1,124 @@
+//! A model of a merge: its files, and an adapter on it.
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::merge::Shards;
+use crate::merge::Weights;
+use crate::models::adapter::{Base, Lora, WEIGHTS};
+use crate::store::{INDEX, located};
+use crate::tape::no_grad;
+use crate::tensor::Tensor;
+use serde_json::Value;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A model that is read.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Model {
+    /// The path in the configuration.
+    pub path: PathBuf,
+    /// Its tensors.
+    pub checkpoint: Shards,
+    /// The adapter that is added to them, of a path `model+adapter`.
+    pub adapter: Option<Lora>,
+    /// Whether it is an adapter itself, in the files of PEFT.
+    pub is_adapter: bool,
+    /// The `config.json` beside it, if there is one.
+    pub(super) settings: Option<Value>,
+}
+
+/// Splits `model+adapter`. A path at which something is has no adapter in it.
+pub(super) fn split(path: &Path) -> (PathBuf, Option<PathBuf>) {
+    let text = path.to_string_lossy();
+    match text.rsplit_once('+') {
+        Some((model, adapter)) if !path.exists() && !adapter.is_empty() && Path::new(adapter).is_dir() => {
+            (model.into(), Some(adapter.into()))
+        }
+        _ => (path.to_path_buf(), None),
+    }
+}
+
+impl Model {
+    /// Opens a model's files and its adapter.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or the adapter is of another model.
+    pub fn open(path: &Path) -> Result<Model> {
+        let (model, adapter) = split(path);
+        // An adapter is a model here too, of the tensors that it has.
+        let is_model = ["model.safetensors", INDEX].iter().any(|name| model.join(name).exists());
+        let is_adapter = Lora::is_at(&model) && !is_model;
+        let file = if is_adapter { model.join(WEIGHTS) } else { model.clone() };
+        let checkpoint = Shards::open(&file)?;
+        let adapter = match adapter {
+            None => None,
+            Some(folder) => {
+                let mut lora = Lora::open(&folder)?;
+                lora.fit(&checkpoint)?;
+                // An adapter of ours says which weights it was trained on.
+                if let Some(base) = Base::of_adapter(&folder)?
+                    && base.fingerprint != checkpoint.fingerprint()?
+                {
+                    return Err(Error::config(format!(
+                        "{}: this adapter was trained on the weights of {}, and {} has others",
+                        folder.display(),
+                        base.name,
+                        model.display()
+                    )));
+                }
+                Some(lora)
+            }
+        };
+        let settings = config_of(checkpoint.path());
+        Ok(Model { path: path.to_path_buf(), checkpoint, adapter, is_adapter, settings })
+    }
+
+    /// Where its own files are, without the adapter.
+    pub fn place(&self) -> PathBuf {
+        located(&split(&self.path).0)
+    }
+
+    /// Whether a tensor is another one than the file has.
+    pub(super) fn changes(&self, name: &str) -> bool {
+        self.adapter.as_ref().is_some_and(|adapter| adapter.contains(name))
+    }
+}
+
+/// Reads the `config.json` beside a model's file. `None` if there is none that is JSON.
+fn config_of(file: &Path) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(file.with_file_name("config.json")).ok()?).ok()
+}
+
+impl Weights for Model {
+    fn names(&self) -> Vec<String> {
+        self.checkpoint.names()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.checkpoint.shape(name)
+    }
+
+    fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        let x = self.checkpoint.read(gpu, name)?;
+        let rows = x.shape().first().copied().unwrap_or(0);
+        match self.adapter.as_ref().map(|adapter| adapter.change(gpu, name, 0..rows)).transpose()?.flatten() {
+            Some(change) => Ok(no_grad(|| x.add(&change))),
+            None => Ok(x),
+        }
+    }
+
+    fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
+        let x = self.checkpoint.read_range(gpu, name, range.clone())?;
+        let Some(adapter) = self.adapter.as_ref().filter(|adapter| adapter.contains(name)) else {
+            return Ok(x);
+        };
+        // The change of the rows that the range touches, and of these the range.
+        let columns = self.shape(name)?[1];
+        let rows = range.start / columns..range.end.div_ceil(columns);
+        let first = rows.start * columns;
+        let Some(change) = adapter.change(gpu, name, rows)? else { return Ok(x) };
+        let flat = change.reshape([change.count()]);
+        Ok(no_grad(|| x.add(&flat.slice(0, range.start - first..range.end - first))))
+    }
+}
