@@ -11,8 +11,8 @@ use std::sync::atomic::AtomicBool;
 use tiebeam::merge::evaluate;
 use tiebeam::merge::partial::{PleasOptions, merge_networks};
 use tiebeam::merge::{
-    Architecture, MatchOptions, Mean, Similarity, Spec, StraightThroughOptions, Weights, match_activations,
-    match_weights, straight_through,
+    Architecture, MatchOptions, Mean, ReversibleModels, Similarity, Spec, StraightThroughOptions, Weights,
+    match_activations, match_weights, straight_through,
 };
 use tiebeam::models::network::Network;
 use tiebeam::store::{Tracked, save_tensors};
@@ -35,6 +35,8 @@ pub fn lines(
     let mut all = signatures(family, data, args, seed, stop)?;
     all.extend(pairs(family, data, args, seed, stop)?);
     all.extend(negation(family, seed)?);
+    all.extend(reversible(family, seed)?);
+    all.extend(trend(family, seed)?);
     all.extend(three(family, data, args, seed, stop)?);
     Ok(all)
 }
@@ -153,6 +155,58 @@ fn negation(family: &Family, seed: u64) -> Result<Vec<Value>> {
     });
     lines.push(line("negation", seed, "task arithmetic, weight -1", &reach(&family.merge(&fixed)?)?));
     lines.push(line("negation", seed, "aTLAS, negated", &reach(&negated)?));
+    Ok(lines)
+}
+
+/// Each task's network, rebuilt from bases of few vectors for all five.
+fn reversible(family: &Family, seed: u64) -> Result<Vec<Value>> {
+    let names: Vec<String> = family.tasks.iter().map(|task| task.name.to_string()).collect();
+    let models: Vec<(String, &dyn Weights)> =
+        names.iter().cloned().zip(family.models.iter().map(|model| model as &dyn Weights)).collect();
+    let mut lines = Vec::new();
+    for p in 1..=models.len() {
+        let kept = ReversibleModels::new(family.gpu, Some(&family.base), &models, p)?;
+        let [stored, all] = kept.numbers();
+        let mut reached = Vec::new();
+        for (i, task) in family.tasks.iter().enumerate() {
+            let model = kept.model(family.gpu, i, Some(&family.base))?;
+            reached.push((task.name, family.accuracy(&model, &task.test)?));
+        }
+        let name = format!("basis of {p}, {:.0}% of the numbers", 100.0 * stored as f64 / all as f64);
+        lines.push(line("reversible", seed, &name, &reached));
+    }
+    Ok(lines)
+}
+
+/// The networks of the first tasks merged, for more and more tasks: the mean over those that are merged.
+fn trend(family: &Family, seed: u64) -> Result<Vec<Value>> {
+    let methods = [
+        ("task arithmetic", json!({"merge_method": "task_arithmetic", "parameters": {"weight": 0.4}})),
+        ("TIES", json!({"merge_method": "ties", "parameters": {"weight": 1.0, "density": 0.2}})),
+        (
+            "breadcrumbs, by rows",
+            json!({
+                "merge_method": "breadcrumbs",
+                "parameters": {"weight": 0.4, "density": 0.85, "gamma": 0.01, "mask": "last_axis"},
+            }),
+        ),
+    ];
+    let names: Vec<String> = family.tasks.iter().map(|task| file_name(task.name)).collect();
+    let mut lines = Vec::new();
+    for (name, config) in methods {
+        let mut reached = Vec::new();
+        let titles = ["1 task", "2 tasks", "3 tasks", "4 tasks", "5 tasks"];
+        for (n, title) in (1..=names.len()).zip(titles) {
+            let mut config = config.clone();
+            config["base_model"] = json!("base.safetensors");
+            config["models"] =
+                names[..n].iter().map(|name| json!({"model": format!("{name}.safetensors")})).collect();
+            let merged = family.merge(&config)?;
+            let own = family.tasks[..n].iter().map(|task| family.accuracy(&merged, &task.test));
+            reached.push((title, own.sum::<Result<f64>>()? / n as f64));
+        }
+        lines.push(line("trend", seed, name, &reached));
+    }
     Ok(lines)
 }
 

@@ -8,12 +8,14 @@ use tiebeam::chart::{self, Area, COLOURS, Drawing};
 use tiebeam::{Result, files};
 
 /// The parts of the table, with their titles.
-const PARTS: [(&str, &str); 6] = [
+const PARTS: [(&str, &str); 8] = [
     ("ends", "before merging"),
     ("merge", "all five networks"),
     ("signature", "a signature added to a network of clean images"),
     ("pair", "two networks of different seeds, each of one half of the classes"),
     ("negation", "one half of the classes is to be forgotten"),
+    ("reversible", "each task's network, rebuilt from a common basis"),
+    ("trend", "more and more networks, the mean over those that are merged"),
     ("three", "three networks from three seeds, matched to the first"),
 ];
 

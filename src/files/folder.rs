@@ -47,6 +47,12 @@ pub fn replace_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     place.swap(&new, &ours)
 }
 
+/// Whether a file of this name in the folder `path` may be replaced by [`replace_folder`]: there is none, or it is unchanged since it was
+/// written by it.
+pub fn is_ours(path: &Path, name: &str) -> bool {
+    check_folder(path, [name]).is_ok()
+}
+
 /// Checks whether [`replace_folder`] could replace `path` by these files now. Callers use it before long work. It also repairs
 /// what killed processes left.
 ///

@@ -11,7 +11,7 @@ mod replace;
 pub(crate) mod scratch;
 mod size;
 
-pub use folder::{check_folder, replace_folder};
+pub use folder::{check_folder, is_ours, replace_folder};
 pub use manifest::MANIFEST;
 pub use replace::{append, check, replace, replace_with};
 pub use size::{parse_size, size};

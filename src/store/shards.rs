@@ -290,6 +290,28 @@ impl Shards {
         self.note(format!("its tensors' names have {left_out} of a wrapper in them, which is left out"));
     }
 
+    /// Gives tensors other names: every `from` in a name becomes its `to`, in the order of the table.
+    ///
+    /// # Errors
+    /// When a `from` is in no name, or two tensors would have one name.
+    pub(crate) fn rename(&mut self, table: &[(String, String)]) -> Result<()> {
+        let wrong = |message: String| Err(Error::format(&self.path, message));
+        let mut names: Vec<String> = self.places.keys().cloned().collect();
+        for (from, to) in table {
+            if from.is_empty() || !names.iter().any(|name| name.contains(from)) {
+                return wrong(format!("no tensor's name has `{from}` in it, which is to become `{to}`"));
+            }
+            names.iter_mut().for_each(|name| *name = name.replace(from, to));
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = names.iter().find(|name| name.is_empty() || !seen.insert(name.as_str())) {
+            return wrong(format!("two tensors would have the name `{twice}`"));
+        }
+        let all = std::mem::take(&mut self.places).into_values();
+        self.places = names.into_iter().zip(all).collect();
+        Ok(())
+    }
+
     fn note(&mut self, what: String) {
         self.notes.push(what);
     }

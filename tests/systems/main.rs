@@ -8,6 +8,8 @@ mod llama;
 mod lm;
 mod matching;
 mod merge;
+mod merge_adapters;
+mod merge_cards;
 mod merge_data;
 mod merge_ends;
 mod merge_errors;

@@ -51,7 +51,7 @@ parameters: {normalize: false}
         [0, 1, 2, 3]
     );
     let files: Vec<String> = folder.contents("out").into_keys().collect();
-    assert_eq!(files, [MANIFEST, "config.json", "model.safetensors", CONFIG, "tokenizer.json"]);
+    assert_eq!(files, [MANIFEST, "README.md", "config.json", "model.safetensors", CONFIG, "tokenizer.json"]);
     let normalized = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: 3}}";
     expect(&folder.merge(normalized).unwrap(), &[&a, &b], |_, x| (x[0] + 3.0 * x[1]) / 4.0);
 }

@@ -68,7 +68,7 @@ enum Want {
 }
 use Want::*;
 
-const METHODS: [&str; 16] = [
+const METHODS: [&str; 17] = [
     "average",
     "linear",
     "slerp",
@@ -81,6 +81,7 @@ const METHODS: [&str; 16] = [
     "breadcrumbs",
     "breadcrumbs_ties",
     "pcb",
+    "signature",
     "model_stock",
     "fisher",
     "metrics_weighted",
@@ -145,7 +146,7 @@ fn every_parameter_holds_at_its_ends() {
                 "floor" => &["-1", "0", "1e-60", "1e-30", "1"],
                 "seed" => &["-1", "0", "0.5", "9007199254740991", "1e16"],
                 // Words and flags have no ends, and paths none either.
-                "normalize" | "rescale" | "int8_mask" | "fisher" => continue,
+                "normalize" | "rescale" | "int8_mask" | "mask" | "fisher" | "clean" | "pre" => continue,
                 other => panic!("{method}: `{other}` has no values here"),
             };
             seen.insert(key);

@@ -181,7 +181,9 @@ fn what_is_not_merged_is_said() {
         let text = std::fs::read_to_string(folder.0.join("out").join(name)).expect(name);
         assert_eq!(text, name);
     }
-    assert!(!folder.0.join("out/README.md").exists());
+    // The output's card is its own.
+    let card = std::fs::read_to_string(folder.0.join("out/README.md")).unwrap();
+    assert!(card.starts_with("---\nbase_model:\n- m\n"), "{card}");
 }
 
 #[test]
@@ -443,7 +445,9 @@ fn what_is_beside_single_files_stays_there() {
         folder.write(name, "");
     }
     folder.merge("merge_method: average\nmodels: [{model: a.safetensors}]").unwrap();
-    assert_eq!(folder.contents("out").keys().filter(|name| !name.starts_with('.')).count(), 2);
+    let names: Vec<String> =
+        folder.contents("out").into_keys().filter(|name| !name.starts_with('.')).collect();
+    assert_eq!(names, ["README.md", "model.safetensors", "tiebeam_merge.yaml"]);
 }
 
 /// Two revisions of a model in shards may have one and the same index.

@@ -83,6 +83,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         true => learned::write(&gpu, &job, &sources, &to, context, &stopped)?,
         false => write(&gpu, &job, &sources, &to, context, &stopped)?,
     }
+    if !job.config.needs_data() {
+        job.check_written(out)?;
+        context.note("read back: every tensor is there in its shape and type");
+    }
     match tasks.is_empty() {
         true => Ok(()),
         false => evaluate(&gpu, &job, &sources, out, &tasks, context, &stopped),

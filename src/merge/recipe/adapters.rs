@@ -31,9 +31,11 @@ impl Job {
         let mut problems = Vec::new();
         if let Some(model) = self.models.iter().find(|model| !model.is_adapter) {
             let (adapter, model) = (first.path.display(), model.path.display());
-            problems.push(format!(
+            // Everything else that does not fit follows from this.
+            self.problems = vec![format!(
                 "{adapter} is an adapter and {model} a model; `{model}+{adapter}` is the model with the adapter on it"
-            ));
+            )];
+            return Ok(());
         }
         if self.config.align.is_some() {
             problems.push("align: adapters are not aligned; align the models".into());

@@ -154,7 +154,7 @@ impl Job {
 impl Aligned {
     /// Returns the models of `job`, aligned.
     pub fn sources<'a>(&'a self, job: &'a Job) -> Vec<Box<dyn Weights + 'a>> {
-        let one = |(model, through): (&'a super::job::Model, &Option<usize>)| {
+        let one = |(model, through): (&'a Model, &Option<usize>)| {
             let matching = through.and_then(|i| self.matchings[i].as_ref());
             match matching {
                 Some(found) => Box::new(found.permutation.permuted(model)) as Box<dyn Weights + 'a>,

@@ -91,6 +91,8 @@ pub struct MergeConfig {
     pub method: Method,
     /// The model that the others were trained from.
     pub base: Option<PathBuf>,
+    /// For models whose tensors have other names: what of a name becomes what, one after the other, sorted by what it is.
+    pub names: BTreeMap<PathBuf, Vec<(String, String)>>,
     /// The sources of the output's layers. A configuration with `models:` has one slice of all layers.
     pub slices: Vec<Slice>,
     /// Parameters of all models.
@@ -137,6 +139,8 @@ const ELSEWHERE: [&str; 5] =
 struct Models<'a> {
     /// The folder that paths are relative to.
     folder: &'a Path,
+    /// What of the names of a model's tensors becomes what.
+    names: RefCell<BTreeMap<PathBuf, Vec<(String, String)>>>,
     /// The first path to each model, by the files that tell it from others.
     first: RefCell<BTreeMap<Vec<PathBuf>, PathBuf>>,
 }
@@ -189,13 +193,14 @@ impl MergeConfig {
         root.only(&KEYS)?;
         let method = root.need("merge_method")?;
         let method = Method::parse(method.text()?).map_err(|message| method.wrong(message))?;
-        let models = &Models { folder, first: RefCell::default() };
+        let models = &Models { folder, names: RefCell::default(), first: RefCell::default() };
         let types = ["out_dtype", "dtype"].map(|key| root.get(key).map(|n| dtype(&n)).transpose());
         let [out, computed] = types;
         let mut config = MergeConfig {
             method,
             base: root.get("base_model").map(|node| models.path(&node)).transpose()?,
             slices: slices(&root, method, models)?,
+            names: models.names.take(),
             parameters: parameters(&root, method, folder)?,
             dtype: out?.or(computed?),
             align: root.get("align").map(|node| align(&node, models)).transpose()?,
@@ -300,10 +305,23 @@ impl MergeConfig {
 fn slices(root: &Node, method: Method, models: &Models) -> Result<Vec<Slice>> {
     let folder = models.folder;
     let source = |node: Node, ranged: bool| {
-        let keys = ["model", "parameters", "layer_range"];
-        node.only(&keys[..2 + ranged as usize])?;
+        let keys = ["model", "parameters", "names", "layer_range"];
+        node.only(&keys[..3 + ranged as usize])?;
+        let model = models.path(&node.need("model")?)?;
+        if let Some(table) = node.get("names") {
+            let pairs = table.map()?.keys().map(|from| {
+                Ok((
+                    from.clone(),
+                    table.value[from]
+                        .as_str()
+                        .map(String::from)
+                        .ok_or_else(|| table.wrong(format!("`{from}` must become text")))?,
+                ))
+            });
+            models.names.borrow_mut().insert(model.clone(), pairs.collect::<Result<_>>()?);
+        }
         Ok(Source {
-            model: models.path(&node.need("model")?)?,
+            model,
             layers: node.get("layer_range").map(|n| n.range()).transpose()?,
             parameters: own_parameters(&node, method, folder)?,
         })

@@ -311,8 +311,8 @@ impl Job {
     /// Looks at the models as a whole: packed weights, tensors that only some have, and what is not copied.
     pub(super) fn look(&mut self) -> Result<()> {
         self.find_packed();
-        self.find_adapters()?;
         self.find_strangers();
+        self.find_adapters()?;
         self.find_left_behind()?;
         for (note, names) in std::mem::take(&mut self.gathered) {
             self.notes.push(note.replace("{}", &some(names.iter().map(String::as_str))));

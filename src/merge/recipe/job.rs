@@ -171,7 +171,7 @@ impl Job {
         if let Some(i) = self.models.iter().position(|m| m.path == path) {
             return Ok(i);
         }
-        let model = Model::open(path)?;
+        let model = Model::open(path, self.config.names.get(path).map_or(&[], |table| &table[..]))?;
         let place = path.display();
         if is_cached(&model.place()) {
             self.notes.push(format!("{place} is in the cache of Hugging Face's hub"));

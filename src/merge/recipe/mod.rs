@@ -3,6 +3,7 @@
 mod adapters;
 pub mod aligned;
 mod arguments;
+mod card;
 pub mod config;
 mod fit;
 pub mod global;

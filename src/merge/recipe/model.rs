@@ -40,17 +40,18 @@ pub(super) fn split(path: &Path) -> (PathBuf, Option<PathBuf>) {
 }
 
 impl Model {
-    /// Opens a model's files and its adapter.
+    /// Opens a model's files and its adapter. `names` says what of its tensors' names becomes what.
     ///
     /// # Errors
     /// When a file cannot be read, or the adapter is of another model.
-    pub fn open(path: &Path) -> Result<Model> {
+    pub fn open(path: &Path, names: &[(String, String)]) -> Result<Model> {
         let (model, adapter) = split(path);
         // An adapter is a model here too, of the tensors that it has.
         let is_model = ["model.safetensors", INDEX].iter().any(|name| model.join(name).exists());
         let is_adapter = Lora::is_at(&model) && !is_model;
         let file = if is_adapter { model.join(WEIGHTS) } else { model.clone() };
-        let checkpoint = Shards::open(&file)?;
+        let mut checkpoint = Shards::open(&file)?;
+        checkpoint.rename(names)?;
         let adapter = match adapter {
             None => None,
             Some(folder) => {

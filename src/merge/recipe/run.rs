@@ -1,5 +1,6 @@
 //! Runs a merge, one tensor at a time, from the models' files to the output's.
 
+use super::card::CARD;
 use super::job::{Input, Job, Output};
 use super::method::{Inputs, Measured, Method, Statistics};
 use crate::dtype::DType;
@@ -69,6 +70,8 @@ impl Job {
     ) -> Result<()> {
         self.check()?;
         self.check_out(out, shard_bytes)?;
+        // A card of the user's stays.
+        let has_card = !files::is_ours(out, CARD);
         files::replace_folder(out, |folder| {
             let shards = self.shards(shard_bytes);
             let order = |o: &usize| (std::cmp::Reverse(self.outputs[*o].dtype), &self.outputs[*o].name);
@@ -110,6 +113,7 @@ impl Job {
                 files::replace_with(&folder.join(INDEX), self.index(&shards))?;
             }
             self.copy_settings(folder)?;
+            self.write_card(has_card, folder, config)?;
             files::replace_with(&folder.join(CONFIG), config)
         })
     }

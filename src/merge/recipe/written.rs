@@ -1,11 +1,13 @@
 //! Writes tensors that were learned, in the place of those that are merged.
 
+use super::card::CARD;
 use super::job::Job;
 use super::run::{CONFIG, Progress};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Gpu;
-use crate::merge::{REVERSIBLE, ReversibleModels, Weights};
+use crate::merge::{REVERSIBLE, ReversibleModels, Shards, Weights};
+use crate::models::adapter::WEIGHTS;
 use crate::models::network::{NETWORK, Network};
 use crate::store::{Entry, FileDType, INDEX, bf16_bytes, index_of, save, sharded};
 use crate::tensor::Tensor;
@@ -30,6 +32,7 @@ impl Job {
     ) -> Result<()> {
         self.check()?;
         self.check_out(out, shard_bytes)?;
+        let has_card = !files::is_ours(out, CARD);
         let all: Vec<(&String, &Tensor, FileDType)> =
             weights.iter().map(|(name, x)| (name, x, self.dtype_of(name))).collect();
         let bytes = |(_, x, dtype): &(&String, &Tensor, FileDType)| (x.count() * dtype.bits() / 8) as u64;
@@ -51,6 +54,7 @@ impl Job {
                 files::replace_with(&folder.join(INDEX), index_of(map, all.iter().map(bytes).sum()))?;
             }
             self.copy_settings(folder)?;
+            self.write_card(has_card, folder, config)?;
             if let Some(network) = network {
                 files::replace_with(&folder.join(NETWORK), network.to_json())?;
             }
@@ -86,6 +90,41 @@ impl Job {
             self.copy_settings(folder)?;
             files::replace_with(&folder.join(CONFIG), config)
         })
+    }
+
+    /// Writes the card of the output, unless it has one of the user's.
+    pub(super) fn write_card(&self, has_card: bool, folder: &Path, config: &str) -> Result<()> {
+        match has_card {
+            true => Ok(()),
+            false => files::replace_with(&folder.join(CARD), self.card(config)),
+        }
+    }
+
+    /// Reads the output back: every tensor is there with its shape and type, and `config.json` is JSON.
+    ///
+    /// # Errors
+    /// With what is not as it was to be written.
+    pub fn check_written(&self, out: &Path) -> Result<()> {
+        let file = if self.leader().is_adapter { out.join(WEIGHTS) } else { out.to_path_buf() };
+        let written = Shards::open(&file)?;
+        for output in &self.outputs {
+            let info = written.info(&output.name)?;
+            if info.shape != output.shape || info.dtype != output.dtype {
+                let message = format!(
+                    "`{}` is {} {:?} there, and was to be {} {:?}",
+                    output.name, info.dtype, info.shape, output.dtype, output.shape
+                );
+                return Err(Error::format(out, message));
+            }
+            written.bytes(&output.name)?;
+        }
+        let settings = out.join("config.json");
+        match std::fs::read(&settings) {
+            Ok(bytes) => serde_json::from_slice::<serde_json::Value>(&bytes)
+                .map(drop)
+                .map_err(|e| Error::format(&settings, e.to_string())),
+            Err(_) => Ok(()),
+        }
     }
 
     /// The type of a tensor of the output.
