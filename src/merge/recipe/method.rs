@@ -4,6 +4,8 @@ use super::global::{Each, Pcb, TiesGlobal};
 use super::methods::{self, Rescale};
 use super::setting::{Limits, Scalar, flag, number};
 use crate::error::{Error, Result};
+use crate::ops::order::consensus::{self, Vote};
+use crate::ops::order::narrow;
 use crate::ops::order::rank::{self, Kept};
 use crate::store::nearest;
 use crate::tensor::Tensor;
@@ -136,6 +138,9 @@ pub type Lookup<'a> = dyn Fn(&str, Option<usize>) -> Option<Scalar> + 'a;
 /// Makes a pass: calls its argument with one [`Inputs`] after the other.
 pub type EachInputs<'a> = dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Result<()> + 'a;
 
+/// Samples a tensor of the base and of all models: pieces of a length that begin at these elements. `None` if they are not on the host.
+pub type SampleInputs<'a> = dyn Fn(usize, &[usize]) -> Result<Option<[Vec<Vec<f32>>; 2]>> + 'a;
+
 /// The result of the passes over all tensors, for methods that need any.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -164,6 +169,22 @@ pub enum Statistics {
     Kept(Vec<Kept>),
     /// The factor of each thinned task vector.
     Scales(Vec<f32>),
+}
+
+/// A merged tensor, or a part of it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Merged {
+    /// Its elements.
+    pub tensor: Tensor,
+    /// What [`Tensor::non_finite`] says of the base and of the models, one after the other, if the method knows it already.
+    pub finite: Option<Tensor>,
+}
+
+impl From<Tensor> for Merged {
+    fn from(tensor: Tensor) -> Merged {
+        Merged { tensor, finite: None }
+    }
 }
 
 /// The tensors that one output is made of, or the same part of each.
@@ -364,10 +385,11 @@ impl Method {
     }
 
     /// Computes the statistics of a whole tensor that the merge of its parts needs. `each` makes one pass over its parts, in
-    /// order, and is called up to three times.
+    /// order, and is called up to four times, or once in most cases if `sample` has a sample. A sample is only an estimate and
+    /// changes no result.
     ///
     /// # Errors
-    /// The errors of `each`, and when the device fails.
+    /// The errors of `each` and `sample`, and when the device fails.
     pub fn statistics(
         self,
         name: &str,
@@ -375,6 +397,7 @@ impl Method {
         a: &Arguments,
         models: usize,
         each: &mut EachInputs,
+        sample: &SampleInputs,
     ) -> Result<Statistics> {
         let counts = vec![count; models];
         match self {
@@ -393,6 +416,17 @@ impl Method {
                     _ => methods::middle(count, share, a.gammas[i]),
                 };
                 let ranks: Vec<_> = a.densities.iter().enumerate().map(range).collect();
+                let (length, starts) = narrow::pieces(count);
+                if let Some([base, models]) = sample(length, &starts)? {
+                    let delta = |m: &Vec<f32>| m.iter().zip(&base[0]).map(|(m, b)| m - b).collect();
+                    let deltas: Vec<Vec<f32>> = models.iter().map(delta).collect();
+                    let found = narrow::ranges(count, &ranks, &deltas, |visit| {
+                        each(&mut |x| x.base.as_ref().map_or(Ok(()), |base| visit(base, &x.models)))
+                    })?;
+                    if let Some(kept) = found {
+                        return Ok(Statistics::Kept(kept));
+                    }
+                }
                 let kept = rank::ranges(&counts, &ranks, |visit| each(&mut |x| visit(&x.deltas())))?;
                 Ok(Statistics::Kept(kept))
             }
@@ -445,10 +479,19 @@ impl Method {
         x: &Inputs,
         statistics: &mut Statistics,
         measured: &mut Measured,
-    ) -> Result<Tensor> {
+    ) -> Result<Merged> {
         let models = &x.models[..];
         let base = x.base.as_ref().filter(|_| self.has_task_vectors());
-        let Some(base) = base else { return Ok(self.merge_models(a, x, statistics, measured)) };
+        let Some(base) = base else { return Ok(self.merge_models(a, x, statistics, measured).into()) };
+        let votes = matches!(self, Method::Ties | Method::BreadcrumbsTies);
+        if votes
+            && let Statistics::Kept(kept) = statistics
+            && consensus::takes(base.gpu(), models.len())
+        {
+            let vote = Vote { weights: &a.weights, normalize: a.normalize, lambda: a.lambda };
+            let (tensor, finite) = consensus::consensus(base, models, kept, vote)?;
+            return Ok(Merged { tensor, finite: Some(finite) });
+        }
         let deltas = match statistics {
             Statistics::Kept(kept) => {
                 let all = x.deltas();
@@ -461,7 +504,7 @@ impl Method {
             _ => x.deltas(),
         };
         let (weights, normalize, lambda) = (&a.weights[..], a.normalize, a.lambda);
-        Ok(match (self, statistics, measured) {
+        let merged = match (self, statistics, measured) {
             (Method::Slerp, Statistics::Mix(mix), _) => {
                 methods::weighted(&[base.clone(), models[0].clone()], &mix[..])
             }
@@ -473,7 +516,8 @@ impl Method {
                 methods::sign_consensus(base, &deltas, weights, normalize, lambda)
             }
             _ => methods::task_arithmetic(base, &deltas, weights, normalize, lambda),
-        })
+        };
+        Ok(merged.into())
     }
 
     fn merge_models(self, a: &Arguments, x: &Inputs, statistics: &Statistics, measured: &Measured) -> Tensor {
@@ -496,6 +540,15 @@ impl Method {
             (Method::Passthrough, _) => models[0].scale(a.scale),
             (Method::MetricsWeighted, _) => methods::linear(models, &a.weights, false),
             _ => methods::linear(models, &a.weights, a.normalize),
+        }
+    }
+
+    /// The most ranks at which each model's tensor is cut.
+    pub(super) fn cuts(self) -> usize {
+        match self {
+            Method::Ties => 1,
+            Method::Breadcrumbs | Method::BreadcrumbsTies => 2,
+            _ => 0,
         }
     }
 
