@@ -10,6 +10,8 @@ use crate::ops::order::rank::{self, Kept};
 use crate::store::nearest;
 use crate::tensor::Tensor;
 
+pub use super::inputs::{EachInputs, Inputs, Merged, SampleInputs};
+
 /// A method of merging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -135,12 +137,6 @@ pub struct Arguments {
 /// Looks up a parameter, either of one model or of all (`None`).
 pub type Lookup<'a> = dyn Fn(&str, Option<usize>) -> Option<Scalar> + 'a;
 
-/// Makes a pass: calls its argument with one [`Inputs`] after the other.
-pub type EachInputs<'a> = dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Result<()> + 'a;
-
-/// Samples a tensor of the base and of all models: pieces of a length that begin at these elements. `None` if they are not on the host.
-pub type SampleInputs<'a> = dyn Fn(usize, &[usize]) -> Result<Option<[Vec<Vec<f32>>; 2]>> + 'a;
-
 /// The result of the passes over all tensors, for methods that need any.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -169,33 +165,6 @@ pub enum Statistics {
     Kept(Vec<Kept>),
     /// The factor of each thinned task vector.
     Scales(Vec<f32>),
-}
-
-/// A merged tensor, or a part of it.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Merged {
-    /// Its elements.
-    pub tensor: Tensor,
-    /// What [`Tensor::non_finite`] says of the base and of the models, one after the other, if the method knows it already.
-    pub finite: Option<Tensor>,
-}
-
-impl From<Tensor> for Merged {
-    fn from(tensor: Tensor) -> Merged {
-        Merged { tensor, finite: None }
-    }
-}
-
-/// The tensors that one output is made of, or the same part of each.
-#[derive(Debug)]
-pub struct Inputs {
-    /// The base's tensor, if the configuration has a base.
-    pub base: Option<Tensor>,
-    /// The models' tensors. If the method merges task vectors, the base is not among them.
-    pub models: Vec<Tensor>,
-    /// The models' Fisher diagonals, for [`Method::Fisher`].
-    pub fishers: Vec<Tensor>,
 }
 
 impl Method {
@@ -561,13 +530,6 @@ impl Method {
             Method::Breadcrumbs | Method::DareLinear | Method::ModelStock => 2 * models + 2,
             _ => 3,
         }
-    }
-}
-
-impl Inputs {
-    /// Computes the task vectors; none without a base.
-    fn deltas(&self) -> Vec<Tensor> {
-        self.base.as_ref().map(|base| methods::task_vectors(base, &self.models)).unwrap_or_default()
     }
 }
 

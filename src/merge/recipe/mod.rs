@@ -4,6 +4,7 @@ pub mod aligned;
 pub mod config;
 mod fit;
 pub mod global;
+mod inputs;
 pub mod job;
 pub mod method;
 pub mod methods;
