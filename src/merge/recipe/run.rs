@@ -298,7 +298,8 @@ fn counted(finite: Finite) -> Result<usize> {
 fn check_finite(job: &Job, readings: Finite, start: usize) -> Result<()> {
     for (inputs, reading) in readings {
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
-        for (input, words) in inputs.iter().zip(words.chunks(2)).filter(|(_, words)| words[0] > 0) {
+        let wrong = inputs.iter().zip(words.chunks(2)).find(|(_, words)| words[0] > 0);
+        if let Some((input, words)) = wrong {
             let model = &job.models[input.model];
             let (first, more) = (start + (u32::MAX - words[1]) as usize, words[0] - 1);
             let message =

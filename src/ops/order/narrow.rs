@@ -15,24 +15,26 @@ use crate::tensor::Tensor;
 use std::ops::Range;
 
 /// Elements of a piece of the sample. Neighbours may be alike, but they come in the same line of a cache.
-const PIECE: usize = 8;
+const PIECE: usize = 4;
 /// The most pieces.
-const PIECES: usize = 8192;
+const PIECES: usize = 16384;
 /// Half the width of a bracket, in standard errors of the sample's rank. One in 15 000 ends is farther out.
 const WIDTH: f64 = 4.0;
-/// One in this many elements of a tensor may be listed, and at least [`LEAST`] of them.
-const SHARE: usize = 32;
+/// The largest share of a tensor's elements that may be listed. [`LEAST`] of them may be in any case.
+const SHARE: f64 = 1.0 / 16.0;
 const LEAST: usize = 4096;
+/// The room of a list, as a multiple of what the sample lets expect. Parts of a tensor differ.
+const SPARE: f64 = 1.5;
 
 /// Length and starts of the pieces of a sample of `n` elements.
 pub fn pieces(n: usize) -> (usize, Vec<usize>) {
     let length = PIECE.min(n);
-    let count = if length == 0 { 0 } else { (n / length).min(PIECES) };
+    let count = n.checked_div(length).map_or(0, |count| count.min(PIECES));
     // One piece in each of equal stretches, at places without a period, because the columns of a matrix have one.
     let place = |k: usize| {
         let [from, to] = [k, k + 1].map(|k| (k as u128 * n as u128 / count as u128) as usize);
         let hash = (k as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        from + (hash as usize * (to - from - length + 1) >> 32)
+        from + ((hash as usize * (to - from - length + 1)) >> 32)
     };
     (length, (0..count).map(place).collect())
 }
@@ -40,13 +42,13 @@ pub fn pieces(n: usize) -> (usize, Vec<usize>) {
 /// The most bytes that a search for `ends` ends takes, in a tensor of `n` elements that is read in parts of `part`: the lists with
 /// a copy of their keys, two parts' lists on the device and on their way to the host, and the samples.
 pub fn bytes(n: usize, part: usize, ends: usize) -> u64 {
-    let (room, parts) = (8 * room(part.min(n)), n.div_ceil(part.max(1)));
+    let (room, parts) = (8 * room(part.min(n), SHARE), n.div_ceil(part.max(1)));
     (ends * (parts * room * 3 / 2 + 5 * room + 16 * PIECE * PIECES)) as u64
 }
 
-/// The number of elements that may be listed, of `n`.
-fn room(n: usize) -> usize {
-    (n / SHARE).max(LEAST).min(n)
+/// The number of elements that may be listed, of `n`, if this share is to be.
+fn room(n: usize, share: f64) -> usize {
+    ((n as f64 * share) as usize).max(LEAST).min(n)
 }
 
 /// The sampled elements of one stream, in order.
@@ -64,8 +66,9 @@ impl Sample {
         Sample { keys, sorted, piece }
     }
 
-    /// Returns two keys between which the element of rank `rank` of `n` most likely is. `None` if too many others are.
-    fn bracket(&self, rank: usize, n: usize) -> Option<[u32; 2]> {
+    /// Returns two keys between which the element of rank `rank` of `n` most likely is, and the share of elements for which there
+    /// should be room. `None` if that is too large.
+    fn bracket(&self, rank: usize, n: usize) -> Option<([u32; 2], f64)> {
         let (count, share) = (self.sorted.len() as f64, rank as f64 / n as f64);
         let middle = *self.sorted.get((share * count) as usize)?;
         // Elements of a piece may be alike, so the error is that of the pieces' shares, and no less than that of independent
@@ -83,8 +86,8 @@ impl Sample {
         let high = self.sorted.get((share * count + half).ceil() as usize).copied().unwrap_or(u32::MAX);
         let at = |key: u32| self.sorted.partition_point(|&other| other < key);
         let inside = (at(high.saturating_add(1)) - at(low)) as f64 / count;
-        // A fifth of the room is left for what the sample does not know.
-        (n <= LEAST || 1.25 * inside * n as f64 <= room(n) as f64).then_some([low, high])
+        let wanted = SPARE * inside;
+        (n <= LEAST || wanted * n as f64 <= room(n, SHARE) as f64).then_some(([low, high], wanted))
     }
 }
 
@@ -117,11 +120,11 @@ struct Pending {
 /// A bracket that no element is inside of.
 const NOWHERE: [u32; 2] = [u32::MAX; 2];
 
-/// Starts to read differences of some streams and one `base`, each with up to `most` brackets.
-fn start(base: &Tensor, xs: &[(&Tensor, &[Search])], most: usize) -> Result<Pending> {
+/// Starts to read differences of some streams and one `base`, each with up to `most` brackets, and lists with room for this share.
+fn start(base: &Tensor, xs: &[(&Tensor, &[Search])], most: usize, share: f64) -> Result<Pending> {
     let plain = |x: &Tensor| crate::ops::float("rank", x).detach().contiguous();
     let (base, n) = (plain(base), base.count());
-    let (room, rows) = (room(n), xs.len() * most);
+    let (room, rows) = (room(n, share), xs.len() * most);
     let found = Tensor::empty(base.gpu(), "rank", [2 * rows * (1 + room)], DType::U32);
     rank::clear(&found, 2 * rows);
     let source = Source::file("narrow").u32("MODELS", xs.len() as u32).u32("ENDS", most as u32);
@@ -190,18 +193,21 @@ pub fn ranges(
     each: impl FnOnce(&mut dyn FnMut(&Tensor, &[Tensor]) -> Result<()>) -> Result<()>,
 ) -> Result<Option<Vec<Kept>>> {
     let ends = rank::ends(&vec![n; samples.len()], ranks);
-    let (mut streams, mut searches) = (Vec::new(), Vec::new());
+    let (mut streams, mut searches, mut share) = (Vec::new(), Vec::new(), 0.0f64);
     for (stream, (ends, x)) in ends.iter().zip(samples).enumerate() {
         let wanted: Vec<usize> = ends.iter().flatten().copied().collect();
         if wanted.is_empty() {
             continue;
         }
         let sample = Sample::new(x, pieces(n).0);
-        let search = |&rank: &usize| {
-            let bracket = sample.bracket(rank, n)?;
+        let mut search = |&rank: &usize| {
+            let (bracket, wanted) = sample.bracket(rank, n)?;
+            share = share.max(wanted);
             Some(Search { rank, bracket, below: 0, lists: Vec::new(), lost: false })
         };
-        let Some(found) = wanted.iter().map(search).collect::<Option<Vec<Search>>>() else { return Ok(None) };
+        let Some(found) = wanted.iter().map(&mut search).collect::<Option<Vec<Search>>>() else {
+            return Ok(None);
+        };
         streams.push(stream);
         searches.push(found);
     }
@@ -213,7 +219,8 @@ pub fn ranges(
             let at_once = MODELS.min(base.gpu().max_bindings().saturating_sub(2)).max(1);
             let pairs: Vec<_> =
                 streams.iter().zip(&searches).map(|(&s, found)| (&xs[s], &found[..])).collect();
-            let next = pairs.chunks(at_once).map(|pairs| start(base, pairs, most)).collect::<Result<_>>()?;
+            let next =
+                pairs.chunks(at_once).map(|pairs| start(base, pairs, most, share)).collect::<Result<_>>()?;
             take(&mut searches, most, std::mem::replace(&mut pending, next))
         })?;
         take(&mut searches, most, pending)?;
@@ -293,7 +300,7 @@ fn narrowed(pairs: &[Tensor], range: &Range<usize>, is_found: bool) -> Result<Te
     assert!(found.is_some() == is_found, "rank: {range:?} of {n}");
     let mut kept = match found {
         Some(found) => found,
-        None => rank::ranges(&[n], ranks, |visit| deltas.chunks(1).try_for_each(|x| visit(x)))?,
+        None => rank::ranges(&[n], ranks, |visit| deltas.chunks(1).try_for_each(visit))?,
     };
     let parts: Vec<Tensor> = deltas.iter().map(|x| kept[0].keep(x)).collect::<Result<_>>()?;
     Ok(Tensor::concat(&parts.iter().collect::<Vec<_>>(), 0))
@@ -306,11 +313,11 @@ mod tests {
     #[test]
     fn pieces_are_spread_over_the_tensor() {
         assert_eq!(pieces(0), (0, vec![]));
-        assert_eq!(pieces(5), (5, vec![0]));
+        assert_eq!(pieces(3), (3, vec![0]));
         for n in [8, 9, 4099, 65_537, 1 << 22, u32::MAX as usize] {
             let (length, starts) = pieces(n);
             assert!(starts.windows(2).all(|pair| pair[0] + length <= pair[1]), "{n}");
-            assert!(starts[starts.len() - 1] + length <= n && starts.len() == (n / 8).min(PIECES), "{n}");
+            assert!(starts[starts.len() - 1] + length <= n && starts.len() == (n / PIECE).min(PIECES), "{n}");
         }
     }
 
@@ -326,7 +333,7 @@ mod tests {
             Sample::new(&(0..PIECE * PIECES).map(element).collect::<Vec<f32>>(), PIECE)
         };
         let width = |sample: &Sample| {
-            let [low, high] = sample.bracket(1 << 21, 1 << 22).expect("a bracket");
+            let ([low, high], _) = sample.bracket(1 << 21, 1 << 22).expect("a bracket");
             let middle = sample.sorted[sample.sorted.len() / 2];
             assert!(low < middle && middle < high);
             sample.sorted.partition_point(|&key| key <= high)
@@ -335,7 +342,7 @@ mod tests {
         let (alike, apart) = (width(&of(0.0)), width(&of(1.0)));
         assert!(alike < PIECE * PIECES / 50 && alike < apart, "{alike}, {apart}");
         // The ends are open where the sample has no rank for them, and equal elements are too many.
-        assert_eq!(of(0.0).bracket((1 << 22) - 1, 1 << 22).expect("a bracket")[1], u32::MAX);
+        assert_eq!(of(0.0).bracket((1 << 22) - 1, 1 << 22).expect("a bracket").0[1], u32::MAX);
         assert_eq!(Sample::new(&[2.0; 4096], PIECE).bracket(1 << 21, 1 << 22), None);
     }
 }
