@@ -38,8 +38,11 @@ fn kept(d: vec4<f32>, i: u32, low_key: u32, low_index: u32, high_key: u32, high_
     let bits = bitcast<vec4<u32>>(d);
     let key = bits & vec4(0x7fffffffu);
     let index = vec4(i) + vec4(0u, 1u, 2u, 3u);
-    let behind = (key > vec4(low_key)) | ((key == vec4(low_key)) & (index >= vec4(low_index)));
-    let ahead = (key < vec4(high_key)) | ((key == vec4(high_key)) & (index < vec4(high_index)));
+    var behind = key >= vec4(low_key);
+    var ahead = key < vec4(high_key);
+    // Few tensors have an end among equal elements.
+    if low_index > 0u { behind = behind & ((key != vec4(low_key)) | (index >= vec4(low_index))); }
+    if high_index > 0u { ahead = ahead | ((key == vec4(high_key)) & (index < vec4(high_index))); }
     return bitcast<vec4<f32>>(select(vec4(0u), bits, behind & ahead));
 }
 
@@ -63,11 +66,13 @@ fn consensus(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     if at > (p.n - 1u) / 4u { return; }
     let b = base[at];
     var total = vec4(0.0);
-    var wrong = bad(b);
+    // Where an input is not finite, no difference from it is.
+    var wrong = vec4(false);
 #unroll m MODELS
     let m$m = x$m[at];
-    wrong = wrong | bad(m$m);
-    let d$m = kept(m$m - b, 4u * at, p.low_key$m, p.low_index$m, p.high_key$m, p.high_index$m) * p.weight$m;
+    let difference$m = m$m - b;
+    wrong = wrong | bad(difference$m);
+    let d$m = kept(difference$m, 4u * at, p.low_key$m, p.low_index$m, p.high_key$m, p.high_index$m) * p.weight$m;
     total += d$m;
 #end
     let up = total >= vec4(0.0);

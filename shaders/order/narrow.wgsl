@@ -18,7 +18,7 @@ struct Params {
 #unroll m MODELS
 #unroll e ENDS
     low${m}_${e}: u32,
-    high${m}_${e}: u32,
+    width${m}_${e}: u32, // high - low
 #end
 #end
 }
@@ -56,12 +56,14 @@ fn narrow(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
 #end
     for (var i = first + 4u * lane; i < end; i += 256u) {
         let b = base[i / 4u];
-        let real = (vec4(i) + vec4(0u, 1u, 2u, 3u)) < vec4(p.n);
 #unroll m MODELS
-        let key$m = bitcast<vec4<u32>>(x$m[i / 4u] - b) & vec4(0x7fffffffu);
+        var key$m = bitcast<vec4<u32>>(x$m[i / 4u] - b) & vec4(0x7fffffffu);
+        // Behind the end is no element. Its key is in no bracket and below none.
+        if i + 3u >= p.n { key$m = select(vec4(0xffffffffu), key$m, (vec4(i) + vec4(0u, 1u, 2u, 3u)) < vec4(p.n)); }
 #unroll e ENDS
-        below${m}_${e} += select(vec4(0u), vec4(1u), (key$m < vec4(p.low${m}_${e})) & real);
-        let inside${m}_${e} = (key$m >= vec4(p.low${m}_${e})) & (key$m <= vec4(p.high${m}_${e})) & real;
+        below${m}_${e} += select(vec4(0u), vec4(1u), key$m < vec4(p.low${m}_${e}));
+        // A key below `low` wraps to a large number.
+        let inside${m}_${e} = (key$m - vec4(p.low${m}_${e})) <= vec4(p.width${m}_${e});
         if any(inside${m}_${e}) { list(${m * ENDS + e}u, key$m, i, inside${m}_${e}); }
 #end
 #end

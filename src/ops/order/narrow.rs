@@ -51,6 +51,9 @@ fn room(n: usize, share: f64) -> usize {
     ((n as f64 * share) as usize).max(LEAST).min(n)
 }
 
+/// The largest key: a magnitude has no sign.
+const LAST: u32 = u32::MAX >> 1;
+
 /// The sampled elements of one stream, in order.
 struct Sample {
     keys: Vec<u32>,
@@ -60,7 +63,7 @@ struct Sample {
 
 impl Sample {
     fn new(x: &[f32], piece: usize) -> Sample {
-        let keys: Vec<u32> = x.iter().map(|x| x.to_bits() & (u32::MAX >> 1)).collect();
+        let keys: Vec<u32> = x.iter().map(|x| x.to_bits() & LAST).collect();
         let mut sorted = keys.clone();
         sorted.sort_unstable();
         Sample { keys, sorted, piece }
@@ -83,9 +86,9 @@ impl Sample {
         let half = WIDTH * variance.sqrt() * count + 2.0;
         let low = share * count - half;
         let low = if low < 0.0 { 0 } else { self.sorted[low as usize] };
-        let high = self.sorted.get((share * count + half).ceil() as usize).copied().unwrap_or(u32::MAX);
+        let high = self.sorted.get((share * count + half).ceil() as usize).copied().unwrap_or(LAST);
         let at = |key: u32| self.sorted.partition_point(|&other| other < key);
-        let inside = (at(high.saturating_add(1)) - at(low)) as f64 / count;
+        let inside = (at(high + 1) - at(low)) as f64 / count;
         let wanted = SPARE * inside;
         (n <= LEAST || wanted * n as f64 <= room(n, SHARE) as f64).then_some(([low, high], wanted))
     }
@@ -118,7 +121,7 @@ struct Pending {
 }
 
 /// A bracket that no element is inside of.
-const NOWHERE: [u32; 2] = [u32::MAX; 2];
+const NOWHERE: [u32; 2] = [LAST + 1; 2];
 
 /// Starts to read differences of some streams and one `base`, each with up to `most` brackets, and lists with room for this share.
 fn start(base: &Tensor, xs: &[(&Tensor, &[Search])], most: usize, share: f64) -> Result<Pending> {
@@ -135,7 +138,7 @@ fn start(base: &Tensor, xs: &[(&Tensor, &[Search])], most: usize, share: f64) ->
         launch = launch.bind(format!("x{m}"), &plain(x));
         for e in 0..most {
             let [low, high] = searches.get(e).map_or(NOWHERE, |search| search.bracket);
-            launch = launch.set(format!("low{m}_{e}"), low).set(format!("high{m}_{e}"), high);
+            launch = launch.set(format!("low{m}_{e}"), low).set(format!("width{m}_{e}"), high - low);
         }
     }
     // A list may take four turns for each vector of four.
@@ -342,7 +345,7 @@ mod tests {
         let (alike, apart) = (width(&of(0.0)), width(&of(1.0)));
         assert!(alike < PIECE * PIECES / 50 && alike < apart, "{alike}, {apart}");
         // The ends are open where the sample has no rank for them, and equal elements are too many.
-        assert_eq!(of(0.0).bracket((1 << 22) - 1, 1 << 22).expect("a bracket").0[1], u32::MAX);
+        assert_eq!(of(0.0).bracket((1 << 22) - 1, 1 << 22).expect("a bracket").0[1], LAST);
         assert_eq!(Sample::new(&[2.0; 4096], PIECE).bracket(1 << 21, 1 << 22), None);
     }
 }

@@ -305,7 +305,8 @@ impl Kept {
     /// element of `x`, which may be pending.
     pub(super) fn bounds(&mut self, x: &Tensor) -> Result<[[u32; 2]; 2]> {
         match &mut self.ends {
-            Some([low, high]) => Ok([low.place(x, FIRST)?, high.place(x, BEHIND)?]),
+            // No magnitude has the largest key, so the index beside it says nothing, and 0 spares kernels a comparison.
+            Some([low, high]) => Ok([low.place(x, FIRST)?, high.place(x, [u32::MAX, 0])?]),
             None => Ok([BEHIND, FIRST]),
         }
     }
