@@ -162,6 +162,20 @@ impl File {
         bytes::to_f32(info.dtype, part).map_err(|message| self.wrong(name, message))
     }
 
+    /// [`File::range_f32`] of pieces of `length` elements that begin at `starts`, one after the other.
+    pub(super) fn pieces_f32(&self, name: &str, length: usize, starts: &[usize]) -> Result<Vec<f32>> {
+        let (info, bytes) = self.find(name)?;
+        let size = info.dtype.bits() / 8;
+        let mut all = Vec::with_capacity(starts.len() * length * size);
+        for &start in starts {
+            let piece = bytes.get(start * size..(start + length) * size).ok_or_else(|| {
+                self.wrong(name, format!("element {start} was asked for, its shape is {:?}", info.shape))
+            })?;
+            all.extend_from_slice(piece);
+        }
+        bytes::to_f32(info.dtype, &all).map_err(|message| self.wrong(name, message))
+    }
+
     /// Reads a float tensor as f16. Other types than F16 are rounded once, to nearest even, and a finite value beyond the range
     /// of f16 (65504) is an error. Integers and 8-bit floats are refused.
     pub fn tensor_f16(&self, name: &str) -> Result<Vec<f16>> {

@@ -492,4 +492,9 @@ impl Weights for Shards {
             _ => Ok(Tensor::from_slice(gpu, &file.tensor_f32(stored)?[range], [n])),
         }
     }
+
+    fn sample(&self, name: &str, length: usize, starts: &[usize]) -> Result<Option<Vec<f32>>> {
+        let (file, stored) = self.find(name)?;
+        file.pieces_f32(stored, length, starts).map(Some)
+    }
 }

@@ -36,6 +36,16 @@ pub trait Weights {
         let x = self.read(gpu, name)?;
         Ok(x.reshape([x.count()]).slice(0, range))
     }
+
+    /// Reads pieces of `length` elements that begin at `starts` to the host, one after the other, for estimates. `None` if these
+    /// weights are not there already, which is the default.
+    ///
+    /// # Errors
+    /// As [`Weights::read`], and when a piece is not inside of the tensor.
+    fn sample(&self, name: &str, length: usize, starts: &[usize]) -> Result<Option<Vec<f32>>> {
+        let _ = (name, length, starts);
+        Ok(None)
+    }
 }
 
 impl Weights for BTreeMap<String, Tensor> {
@@ -97,6 +107,10 @@ impl<W: Weights + ?Sized> Weights for &W {
 
     fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
         (**self).read_range(gpu, name, range)
+    }
+
+    fn sample(&self, name: &str, length: usize, starts: &[usize]) -> Result<Option<Vec<f32>>> {
+        (**self).sample(name, length, starts)
     }
 }
 

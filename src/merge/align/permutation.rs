@@ -328,6 +328,13 @@ impl Weights for Permuted<'_> {
         Ok(part)
     }
 
+    fn sample(&self, name: &str, length: usize, starts: &[usize]) -> Result<Option<Vec<f32>>> {
+        match self.moves.contains_key(name) {
+            true => Ok(None),
+            false => self.weights.sample(name, length, starts),
+        }
+    }
+
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let mut x = self.weights.read(gpu, name)?;
         for turn in self.moves.get(name).into_iter().flatten() {

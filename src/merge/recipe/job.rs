@@ -10,6 +10,7 @@ use crate::merge::Weights;
 use crate::merge::evaluate::Task;
 use crate::models::adapter::WEIGHTS;
 use crate::models::network::Network;
+use crate::ops::order::narrow;
 use crate::store::{FileDType, is_cached, sharded};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -365,12 +366,13 @@ impl Job {
 
     /// Bytes of memory that a run needs at most, without those of the driver. On the device these are the inputs of two parts and
     /// one part's temporaries, all counted twice because the pool may hold as much again. On the host, it is two of the output's
-    /// tensors. Alignment adds whole tensors, but its cost matrices are not counted.
+    /// tensors, and the elements near the limits of methods that trim a tensor by rank. Alignment adds whole tensors, but its cost matrices are not counted.
     pub fn memory(&self) -> u64 {
         let of = |o: &Output| {
             let part = 4 * o.count().min(self.part) as u64;
             let live = 3 * o.inputs().count() + self.config.method.temporaries(o.models.len()) + 3;
-            2 * part * live as u64 + 2 * o.bytes()
+            let searched = narrow::bytes(o.count(), self.part, self.config.method.cuts() * o.models.len());
+            2 * part * live as u64 + 2 * o.bytes() + searched
         };
         // A permuted tensor is held whole while its parts are read, with one more copy during permutation.
         let moved = match self.config.align {

@@ -5,11 +5,12 @@ use super::global::{Each, Pcb, TiesGlobal};
 use super::methods::{self, Rescale};
 pub use super::table::Method;
 use crate::error::{Error, Result};
+use crate::ops::order::consensus::{self, Vote};
+use crate::ops::order::narrow;
 use crate::ops::order::rank::{self, Kept};
 use crate::tensor::Tensor;
 
-/// Makes a pass: calls its argument with one [`Inputs`] after the other.
-pub type EachInputs<'a> = dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Result<()> + 'a;
+pub use super::inputs::{EachInputs, Inputs, Merged, SampleInputs};
 
 /// The result of the passes over all tensors, for methods that need any.
 #[derive(Debug)]
@@ -43,16 +44,6 @@ pub enum Statistics {
     Along(Vec<f32>),
 }
 
-/// The tensors that one output is made of, or the same part of each.
-#[derive(Debug)]
-pub struct Inputs {
-    /// The base's tensor, if the configuration has a base.
-    pub base: Option<Tensor>,
-    /// The models' tensors. If the method merges task vectors, the base is not among them.
-    pub models: Vec<Tensor>,
-    /// The models' Fisher diagonals, for [`Method::Fisher`]; a clean and a pretrained model's, for [`Method::Signature`].
-    pub others: Vec<Tensor>,
-}
 impl Method {
     /// Whether the merge of equal tensors is that tensor.
     pub(super) fn keeps_equal(self, arguments: &Arguments) -> bool {
@@ -75,6 +66,7 @@ impl Method {
             _ => 0,
         }
     }
+
     /// Makes the passes over all tensors that come before the merge. `each` makes one pass over the inputs of all tensors.
     ///
     /// # Errors
@@ -115,10 +107,11 @@ impl Method {
     }
 
     /// Computes the statistics of a whole tensor that the merge of its parts needs. `each` makes one pass over its parts, in
-    /// order, and is called up to three times.
+    /// order, and is called up to four times, or once in most cases if `sample` has a sample. A sample is only an estimate and
+    /// changes no result.
     ///
     /// # Errors
-    /// The errors of `each`, and when the device fails.
+    /// The errors of `each` and `sample`, and when the device fails.
     pub fn statistics(
         self,
         name: &str,
@@ -126,6 +119,7 @@ impl Method {
         a: &Arguments,
         models: usize,
         each: &mut EachInputs,
+        sample: &SampleInputs,
     ) -> Result<Statistics> {
         let counts = vec![count; models];
         match self {
@@ -149,6 +143,17 @@ impl Method {
                     _ => methods::middle(count, share, a.gammas[i]),
                 };
                 let ranks: Vec<_> = a.densities.iter().enumerate().map(range).collect();
+                let (length, starts) = narrow::pieces(count);
+                if let Some([base, models]) = sample(length, &starts)? {
+                    let delta = |m: &Vec<f32>| m.iter().zip(&base[0]).map(|(m, b)| m - b).collect();
+                    let deltas: Vec<Vec<f32>> = models.iter().map(delta).collect();
+                    let found = narrow::ranges(count, &ranks, &deltas, |visit| {
+                        each(&mut |x| x.base.as_ref().map_or(Ok(()), |base| visit(base, &x.models)))
+                    })?;
+                    if let Some(kept) = found {
+                        return Ok(Statistics::Kept(kept));
+                    }
+                }
                 let kept = rank::ranges(&counts, &ranks, |visit| each(&mut |x| visit(&x.deltas())))?;
                 Ok(Statistics::Kept(kept))
             }
@@ -201,10 +206,19 @@ impl Method {
         x: &Inputs,
         statistics: &mut Statistics,
         measured: &mut Measured,
-    ) -> Result<Tensor> {
+    ) -> Result<Merged> {
         let models = &x.models[..];
         let base = x.base.as_ref().filter(|_| self.has_task_vectors());
-        let Some(base) = base else { return Ok(self.merge_models(a, x, statistics, measured)) };
+        let Some(base) = base else { return Ok(self.merge_models(a, x, statistics, measured).into()) };
+        let votes = matches!(self, Method::Ties | Method::BreadcrumbsTies);
+        if votes
+            && let Statistics::Kept(kept) = statistics
+            && consensus::takes(base.gpu(), models.len())
+        {
+            let vote = Vote { weights: &a.weights, normalize: a.normalize, lambda: a.lambda };
+            let (tensor, finite) = consensus::consensus(base, models, kept, vote)?;
+            return Ok(Merged { tensor, finite: Some(finite) });
+        }
         let deltas = match statistics {
             Statistics::Kept(kept) => {
                 let all = x.deltas();
@@ -224,7 +238,7 @@ impl Method {
             _ => x.deltas(),
         };
         let (weights, normalize, lambda) = (&a.weights[..], a.normalize, a.lambda);
-        Ok(match (self, statistics, measured) {
+        let merged = match (self, statistics, measured) {
             (Method::Slerp, Statistics::Mix(mix), _) => {
                 methods::weighted(&[base.clone(), models[0].clone()], &mix[..])
             }
@@ -240,7 +254,8 @@ impl Method {
                 methods::sign_consensus(base, &deltas, weights, normalize, lambda)
             }
             _ => methods::task_arithmetic(base, &deltas, weights, normalize, lambda),
-        })
+        };
+        Ok(merged.into())
     }
 
     fn merge_models(self, a: &Arguments, x: &Inputs, statistics: &Statistics, measured: &Measured) -> Tensor {
@@ -266,6 +281,15 @@ impl Method {
         }
     }
 
+    /// The most ranks at which each model's tensor is cut.
+    pub(super) fn cuts(self) -> usize {
+        match self {
+            Method::Ties => 1,
+            Method::Breadcrumbs | Method::BreadcrumbsTies => 2,
+            _ => 0,
+        }
+    }
+
     /// Number of temporary tensors, each as large as a part, that a merge holds at once in addition to its inputs.
     pub fn temporaries(self, models: usize) -> usize {
         match self {
@@ -273,25 +297,9 @@ impl Method {
                 3 * models + 4
             }
             Method::Breadcrumbs | Method::DareLinear | Method::ModelStock => 2 * models + 2,
+            Method::Signature => 2 * models + 4,
             _ => 3,
         }
-    }
-}
-
-impl Inputs {
-    /// The clean model's change from the pretrained model, and then each robust model's. Without a pretrained model, they are the
-    /// tensors themselves.
-    fn changes(&self, a: &Arguments) -> Vec<Tensor> {
-        let [has_clean, has_pre] = a.signature;
-        let clean = if has_clean { self.others.first() } else { self.base.as_ref() };
-        let pre = self.others.last().filter(|_| has_pre);
-        let all = clean.into_iter().chain(&self.models);
-        all.map(|x| pre.map_or_else(|| x.clone(), |pre| x.sub(pre))).collect()
-    }
-
-    /// Computes the task vectors; none without a base.
-    fn deltas(&self) -> Vec<Tensor> {
-        self.base.as_ref().map(|base| methods::task_vectors(base, &self.models)).unwrap_or_default()
     }
 }
 

@@ -7,6 +7,7 @@ mod card;
 pub mod config;
 mod fit;
 pub mod global;
+mod inputs;
 pub mod job;
 pub mod learn;
 pub mod method;

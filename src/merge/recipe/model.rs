@@ -109,6 +109,13 @@ impl Weights for Model {
         }
     }
 
+    fn sample(&self, name: &str, length: usize, starts: &[usize]) -> Result<Option<Vec<f32>>> {
+        match self.changes(name) {
+            true => Ok(None),
+            false => self.checkpoint.sample(name, length, starts),
+        }
+    }
+
     fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
         let x = self.checkpoint.read_range(gpu, name, range.clone())?;
         let Some(adapter) = self.adapter.as_ref().filter(|adapter| adapter.contains(name)) else {

@@ -24,11 +24,14 @@ pub const CONFIG: &str = "tiebeam_merge.yaml";
 /// ends the run and leaves the old output intact.
 pub type Progress<'a> = dyn FnMut(u64) -> Result<()> + 'a;
 
-/// A part of an output that the device is working on: its bytes, and for each input the count of elements that are not finite.
+/// A part of an output that the device is working on: its bytes, and which elements of the inputs are not finite.
 struct Pending {
     merged: Reading,
-    finite: Vec<(Input, Reading)>,
+    finite: Finite,
 }
+
+/// For some inputs one after the other, what [`Tensor::non_finite`] says of each.
+type Finite = Vec<(Vec<Input>, Reading)>;
 
 /// The numbers of an output and of a part of it.
 type Unit = (usize, usize);
@@ -190,6 +193,14 @@ impl Stream<'_> {
         })
     }
 
+    /// Reads pieces of the base's tensor and of the models' tensors to the host. `None` if a source has none.
+    fn sample(&self, output: &Output, length: usize, starts: &[usize]) -> Result<Option<[Vec<Vec<f32>>; 2]>> {
+        let one = |input: &Input| self.sources[input.model].sample(&input.name, length, starts);
+        let base: Option<Vec<_>> = output.base.iter().map(one).collect::<Result<_>>()?;
+        let models: Option<Vec<_>> = output.models.iter().map(one).collect::<Result<_>>()?;
+        Ok(base.filter(|base| !base.is_empty()).zip(models).map(|(base, models)| [base, models]))
+    }
+
     /// Makes the passes over all tensors that some methods need first.
     fn measure(&mut self) -> Result<()> {
         let merged: Vec<&Output> = self.job.outputs.iter().filter(|o| o.arguments.is_some()).collect();
@@ -282,16 +293,25 @@ impl Stream<'_> {
         let inputs = self.inputs(output, &parts[part])?;
         let mut statistics = match self.statistics.take() {
             Some((of, statistics)) if of == i && part > 0 => statistics,
-            _ => method.statistics(name, output.count(), arguments, output.models.len(), &mut |visit| {
-                match parts.len() {
-                    1 => visit(&inputs),
-                    _ => parts.iter().try_for_each(|range| visit(&self.inputs(output, range)?)),
-                }
-            })?,
+            _ => {
+                // The part that is merged next is here already. It is the first one.
+                let mut each = |visit: &mut dyn FnMut(&Inputs) -> Result<()>| {
+                    parts.iter().enumerate().try_for_each(|(p, range)| match p == part {
+                        true => visit(&inputs),
+                        false => visit(&self.inputs(output, range)?),
+                    })
+                };
+                let sample = |length: usize, starts: &[usize]| self.sample(output, length, starts);
+                method.statistics(name, output.count(), arguments, output.models.len(), &mut each, &sample)?
+            }
         };
-        let finite = start_finite(output, &inputs)?;
         let merged = method.merge(name, part, arguments, &inputs, &mut statistics, &mut self.measured)?;
         self.statistics = Some((i, statistics));
+        let finite = match merged.finite {
+            Some(finite) => vec![(output.inputs().cloned().collect(), finite.read::<u32>()?)],
+            None => start_finite(output, &inputs)?,
+        };
+        let merged = merged.tensor;
         let merged = match output.dtype {
             FileDType::BF16 => merged.read_bf16()?,
             FileDType::F16 => merged.cast(DType::F16).read::<f16>()?,
@@ -301,26 +321,27 @@ impl Stream<'_> {
     }
 }
 
-fn start_finite(output: &Output, inputs: &Inputs) -> Result<Vec<(Input, Reading)>> {
+fn start_finite(output: &Output, inputs: &Inputs) -> Result<Finite> {
     let tensors = inputs.base.iter().chain(&inputs.models).chain(&inputs.others);
-    let one = |(input, x): (&Input, &Tensor)| Ok((input.clone(), x.non_finite().read::<u32>()?));
+    let one = |(input, x): (&Input, &Tensor)| Ok((vec![input.clone()], x.non_finite().read::<u32>()?));
     output.inputs().zip(tensors).map(one).collect()
 }
 
 /// Number of elements of a part's inputs that are not finite.
-fn counted(finite: Vec<(Input, Reading)>) -> Result<usize> {
+fn counted(finite: Finite) -> Result<usize> {
     let counts = finite.into_iter().map(|(_, reading)| {
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
-        Ok(words[0] as usize)
+        Ok(words.iter().step_by(2).map(|&count| count as usize).sum::<usize>())
     });
     counts.sum()
 }
 
 /// Checks the inputs of a part that begins at element `start`. The error names the first NaN or infinity and counts the others.
-fn check_finite(job: &Job, readings: Vec<(Input, Reading)>, start: usize) -> Result<()> {
-    for (input, reading) in readings {
+fn check_finite(job: &Job, readings: Finite, start: usize) -> Result<()> {
+    for (inputs, reading) in readings {
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
-        if words[0] > 0 {
+        let wrong = inputs.iter().zip(words.chunks(2)).find(|(_, words)| words[0] > 0);
+        if let Some((input, words)) = wrong {
             let model = &job.models[input.model];
             let (first, more) = (start + (u32::MAX - words[1]) as usize, words[0] - 1);
             let message =

@@ -21,7 +21,9 @@
 //! ```
 
 mod assignment;
+pub(crate) mod consensus;
+pub(crate) mod narrow;
 pub mod rank;
 mod sort;
 
-crate::ops::listed!(sort, rank, assignment);
+crate::ops::listed!(sort, rank, narrow, consensus, assignment);

@@ -88,12 +88,17 @@ impl Params {
 }
 
 /// Returns counters that are set to 0.
-fn counters(x: &Tensor, rows: usize, columns: usize) -> Tensor {
+pub(super) fn counters(x: &Tensor, rows: usize, columns: usize) -> Tensor {
     let counts = Tensor::empty(x.gpu(), "rank", [rows, columns], DType::U32);
-    let (n, source) = (rows * columns, source());
-    let launch = Params { n, ..Params::default() }.launch(&source, "clear", n.div_ceil(64));
-    x.gpu().launch(launch.bind_mut("counts", &counts));
+    clear(&counts, rows * columns);
     counts
+}
+
+/// Sets the first `n` of these counters to 0.
+pub(super) fn clear(counts: &Tensor, n: usize) {
+    let source = source();
+    let launch = Params { n, ..Params::default() }.launch(&source, "clear", n.div_ceil(64));
+    counts.gpu().launch(launch.bind_mut("counts", counts));
 }
 
 /// The element of a given rank: its key, and how many elements with the same key come before it.
@@ -114,7 +119,10 @@ impl Cut {
     /// Returns the key and index of this cut in `x`, the next of the tensors that were ranked together, and advances
     /// the cut past `x`.
     fn place(&mut self, x: &Tensor) -> Result<[u32; 2]> {
-        let mut index = 0;
+        if self.ties == 0 {
+            return Ok([self.key, 0]);
+        }
+        let (x, mut index) = (&plain(x), 0);
         for (shift, width) in DIGITS {
             if self.ties == 0 {
                 break;
@@ -189,8 +197,7 @@ pub fn select(
     for (shift, width) in DIGITS {
         let mut sums = vec![0u64; rows.len() * BINS];
         each(&mut |xs| {
-            let xs: Vec<Tensor> =
-                xs.iter().map(|x| crate::ops::float("rank", x).detach().contiguous()).collect();
+            let xs: Vec<Tensor> = xs.iter().map(plain).collect();
             let counts = counters(&xs[0], rows.len(), BINS);
             for (row, &(s, t)) in rows.iter().enumerate() {
                 let (mask, prefix) = (above(shift, width), cuts[s][t].key);
@@ -220,37 +227,97 @@ pub fn select(
 /// The device's fault.
 pub fn keep_between(x: &Tensor, low: Option<&mut Cut>, high: Option<&mut Cut>) -> Result<Tensor> {
     let order = low.as_ref().or(high.as_ref()).map_or(Order::Magnitude, |cut| cut.order);
-    let x = crate::ops::float("rank", x).detach().contiguous();
-    let y = Tensor::empty(x.gpu(), "rank", x.shape(), DType::F32);
-    if y.count() == 0 {
-        return Ok(y);
-    }
-    let low = low.map_or(Ok([0, 0]), |cut| cut.place(&x))?;
-    let high = high.map_or(Ok([u32::MAX, u32::MAX]), |cut| cut.place(&x))?;
-    let (params, source) = (Params { low, high, ..Params::of(&x, order) }, source());
-    let launch = params.launch(&source, "keep", x.count().div_ceil(4).div_ceil(64));
-    x.gpu().launch(launch.bind("x", &x).bind_mut("y", &y));
-    Ok(y)
+    let x = plain(x);
+    let low = low.map_or(Ok(FIRST), |cut| cut.place(&x))?;
+    let high = high.map_or(Ok(BEHIND), |cut| cut.place(&x))?;
+    Ok(kept(&x, order, [low, high]))
 }
 
-/// A range of ranks of one stream, found by [`ranges`]. [`Kept::keep`] applies it to the stream's tensors.
+/// Returns `x` with 0 where the key and index of an element are not within `bounds`.
+fn kept(x: &Tensor, order: Order, [low, high]: [[u32; 2]; 2]) -> Tensor {
+    let y = Tensor::empty(x.gpu(), "rank", x.shape(), DType::F32);
+    if y.count() > 0 {
+        let (params, source) = (Params { low, high, ..Params::of(x, order) }, source());
+        let launch = params.launch(&source, "keep", x.count().div_ceil(4).div_ceil(64));
+        x.gpu().launch(launch.bind("x", x).bind_mut("y", &y));
+    }
+    y
+}
+
+/// Returns the elements as f32 in row-major order, outside the graph.
+fn plain(x: &Tensor) -> Tensor {
+    crate::ops::float("rank", x).detach().contiguous()
+}
+
+/// Key and index that no element is before.
+const FIRST: [u32; 2] = [0, 0];
+/// Key and index that every element is before.
+const BEHIND: [u32; 2] = [u32::MAX, u32::MAX];
+
+/// An end of a range of ranks.
+#[derive(Clone, Debug)]
+pub(super) enum End {
+    /// The first or the last rank.
+    Open,
+    /// An element that is looked for in each tensor as it comes.
+    Cut(Cut),
+    /// Key and index of the end in each tensor to come.
+    Placed(std::vec::IntoIter<[u32; 2]>),
+}
+
+impl End {
+    fn place(&mut self, x: &Tensor, open: [u32; 2]) -> Result<[u32; 2]> {
+        match self {
+            End::Open => Ok(open),
+            End::Cut(cut) => cut.place(x),
+            End::Placed(places) => Ok(places.next().expect("rank: more tensors are cut than were ranked")),
+        }
+    }
+}
+
+/// A range of ranks of one stream by magnitude, found by [`ranges`]. [`Kept::keep`] applies it to the stream's tensors.
 #[derive(Clone, Debug)]
 pub struct Kept {
-    /// Both ends of the range, where `None` is an open end. If the whole field is `None`, nothing is kept.
-    ends: Option<[Option<Cut>; 2]>,
+    /// Both ends of the range. `None` if nothing is kept.
+    ends: Option<[End; 2]>,
 }
 
 impl Kept {
+    /// A range of ranks of `n`, which lies between these ends.
+    pub(super) fn new(n: usize, ranks: &Range<usize>, ends: [End; 2]) -> Kept {
+        Kept { ends: (ranks.start.min(n) < ranks.end).then_some(ends) }
+    }
+
     /// Returns the next of the tensors that were ranked, with 0 in place of elements outside the range.
     ///
     /// # Errors
     /// The device's fault.
     pub fn keep(&mut self, x: &Tensor) -> Result<Tensor> {
+        if self.ends.is_none() {
+            return Ok(Tensor::zeros(x.gpu(), *x.shape()));
+        }
+        let x = plain(x);
+        let bounds = self.bounds(&x)?;
+        Ok(kept(&x, Order::Magnitude, bounds))
+    }
+
+    /// Returns the keys and indices between which the elements of the next tensor are kept. Most often this reads no
+    /// element of `x`, which may be pending.
+    pub(super) fn bounds(&mut self, x: &Tensor) -> Result<[[u32; 2]; 2]> {
         match &mut self.ends {
-            Some([low, high]) => keep_between(x, low.as_mut(), high.as_mut()),
-            None => Ok(Tensor::zeros(x.gpu(), *x.shape())),
+            // No magnitude has the largest key, so the index beside it says nothing, and 0 spares kernels a comparison.
+            Some([low, high]) => Ok([low.place(x, FIRST)?, high.place(x, [u32::MAX, 0])?]),
+            None => Ok([BEHIND, FIRST]),
         }
     }
+}
+
+/// Returns the ranks of both ends of ranges of `counts[s]` elements. An end outside the stream is open.
+pub(super) fn ends(counts: &[usize], ranks: &[Range<usize>]) -> Vec<[Option<usize>; 2]> {
+    assert!(counts.len() == ranks.len(), "rank: {} ranges for {} streams", ranks.len(), counts.len());
+    let pair =
+        |(&n, r): (&usize, &Range<usize>)| [r.start, r.end].map(|end| (end > 0 && end < n).then_some(end));
+    counts.iter().zip(ranks).map(pair).collect()
 }
 
 /// Finds where ranges of ranks by magnitude begin and end in streams of `counts[s]` elements. For `each`, see
@@ -267,20 +334,15 @@ pub fn ranges(
     ranks: &[Range<usize>],
     each: impl FnMut(&mut dyn FnMut(&[Tensor]) -> Result<()>) -> Result<()>,
 ) -> Result<Vec<Kept>> {
-    assert!(counts.len() == ranks.len(), "rank: {} ranges for {} streams", ranks.len(), counts.len());
-    // An end outside the stream is open.
-    let ends: Vec<[Option<u64>; 2]> = counts
-        .iter()
-        .zip(ranks)
-        .map(|(&n, r)| [r.start, r.end].map(|end| (end > 0 && end < n).then_some(end as u64)))
-        .collect();
-    let wanted: Vec<Vec<u64>> = ends.iter().map(|pair| pair.iter().flatten().copied().collect()).collect();
+    let ends = ends(counts, ranks);
+    let wanted: Vec<Vec<u64>> =
+        ends.iter().map(|pair| pair.iter().flatten().map(|&end| end as u64).collect()).collect();
     let cuts = select(Order::Magnitude, &wanted, each)?;
     let mut kept = Vec::new();
     for (s, cuts) in cuts.into_iter().enumerate() {
         let mut cuts = cuts.into_iter();
-        let found = ends[s].map(|end| end.and_then(|_| cuts.next()));
-        kept.push(Kept { ends: (ranks[s].start.min(counts[s]) < ranks[s].end).then_some(found) });
+        let found = ends[s].map(|end| end.and_then(|_| cuts.next()).map_or(End::Open, End::Cut));
+        kept.push(Kept::new(counts[s], &ranks[s], found));
     }
     Ok(kept)
 }
@@ -325,7 +387,7 @@ impl Tensor {
 }
 
 /// Returns `x` with 0 outside a range of ranks, by the standard library's stable sort.
-fn keep64(x: &Array, ranks: Range<usize>) -> Array {
+pub(super) fn keep64(x: &Array, ranks: Range<usize>) -> Array {
     let mut order: Vec<usize> = (0..x.data.len()).collect();
     order.sort_by(|&a, &b| order64(x.data[a].abs(), x.data[b].abs()));
     let mut y = Array::from_fn(x.shape, |_| 0.0);
