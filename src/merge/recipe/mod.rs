@@ -17,6 +17,6 @@ pub mod run;
 mod setting;
 mod settings;
 mod table;
-mod written;
+pub mod written;
 #[cfg(feature = "yaml")]
 pub mod yaml;
