@@ -8,7 +8,7 @@ use super::tokens::Tokens;
 use super::vocabulary::{Chosen, Member, Whose, find};
 use crate::error::Result;
 use crate::merge::Weights;
-use crate::store::located;
+use crate::store::{located, missing};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,7 +47,11 @@ impl Job {
             TokenizerSource::Base => (Whose::Base, self.leader().folder()),
             TokenizerSource::Union => (Whose::Union, self.leader().folder()),
             TokenizerSource::Model(path) => {
-                let folder = folder_of(&located(path));
+                let place = located(path);
+                if !place.exists() {
+                    return Err(missing(&place));
+                }
+                let folder = folder_of(&place);
                 match members.iter().position(|member| member.path == *path) {
                     Some(i) => (Whose::Model(i), folder),
                     None => (Whose::Outside(Box::new(Tokens::read(&folder)?)), folder),

@@ -141,7 +141,7 @@ impl Job {
         if !gone.is_empty() {
             let gone = gone.join(", ");
             notes.push(match chosen.source {
-                TokenizerSource::Union => format!("{gone} is left out, because it has not the added tokens"),
+                TokenizerSource::Union => format!("{gone} is left out, because it lacks the added tokens"),
                 _ => format!(
                     "{gone} of the leading model is left out, because the output has another tokenizer"
                 ),

@@ -190,6 +190,15 @@ impl Tokens {
         text.filter(|text| !text.is_empty())
     }
 
+    /// Whether an added token of this text has an id of its own, which a token that is written so takes from it, and comes back as
+    /// this text: characters of the alphabet become bytes, also those of added tokens.
+    pub fn can_add(&self, text: &str) -> bool {
+        let bytes: Option<Vec<u8>> = text.chars().map(byte).collect();
+        let comes_back =
+            self.spelling != Spelling::Bytes || bytes.is_none_or(|bytes| bytes == text.as_bytes());
+        self.id(text).is_none() && comes_back
+    }
+
     /// The ids of all tokens that have a text, by it.
     pub fn by_text(&self) -> HashMap<String, u32> {
         let mut all = HashMap::new();
@@ -251,6 +260,11 @@ mod tests {
         assert_eq!(
             texts.iter().map(Option::as_deref).collect::<Vec<_>>(),
             [Some(" hi"), Some("é"), None, Some("\n"), Some("é!")]
+        );
+        // `Ã` is a token of one byte, and `é` would come back as another byte.
+        assert_eq!(
+            ["Ã", "é", "hi", " é", "日"].map(|text| bytes.can_add(text)),
+            [false, false, true, true, true]
         );
         // All bytes are characters of the alphabet, each once.
         let all: std::collections::BTreeSet<u8> = ('\0'..'\u{200}').filter_map(byte).collect();

@@ -137,8 +137,6 @@ impl Vocabulary {
 
     /// Adds the tokens that only other models than the first have.
     fn unite(&mut self, out: &Tokens, members: &[Member]) {
-        let lead = members[0].path.display();
-        self.problems.extend(gap(out).map(|gap| format!("{lead}: {gap}")));
         let (known, mut seen) = (out.by_text(), HashSet::new());
         let mut regular = 0;
         for Member { path, tokens, .. } in &members[1..] {
@@ -149,9 +147,9 @@ impl Vocabulary {
                     continue;
                 }
                 let text = match tokens.text(token) {
-                    Some(text) if !known.contains_key(&text) => text,
+                    Some(text) if !known.contains_key(&text) && out.can_add(&text) => text,
                     // By its text it is one of the first model's.
-                    Some(_) if !is_alike => continue,
+                    Some(text) if !is_alike && known.contains_key(&text) => continue,
                     _ => {
                         unwritten.push(token.as_str());
                         continue;
@@ -168,42 +166,45 @@ impl Vocabulary {
             let path = path.display();
             let all: Vec<&str> = self.new[before..].iter().map(|new| new.text.as_str()).collect();
             if !all.is_empty() {
-                self.notes.push(format!("{} tokens are added from {path}: {}", all.len(), some(all)));
+                self.notes.push(format!("{} from {path}: {}", counted(all.len(), "added"), some(all)));
             }
             if !unwritten.is_empty() {
                 self.notes.push(format!(
-                    "{} tokens of {path} are left out, because they have no text of their own: {}",
-                    unwritten.len(),
+                    "{} of {path}, because no added token can have such a text: {}",
+                    counted(unwritten.len(), "left out"),
                     some(unwritten)
                 ));
             }
         }
         if regular > 0 {
             self.notes.push(format!(
-                "{regular} of the added tokens were regular ones; how tokens are made of smaller ones is not united, so they are found \
+                "regular tokens among the added ones: {regular}; how tokens are made of smaller ones is not united, so they are found \
                  in texts before all others, as added tokens are"
             ));
+        }
+        if let Some(gap) = gap(out).filter(|_| !self.new.is_empty()) {
+            self.problems.push(format!("{}: {gap}", members[0].path.display()));
         }
         self.rows = out.size() + self.new.len();
     }
 
     /// Keeps rows behind the last token, if the tokens are the base's and all tables have them.
     fn pad(&mut self, whose: &Whose, members: &[Member]) {
-        let most = members.iter().flat_map(|member| &member.tables).copied().max().unwrap_or(0);
-        match common(members).filter(|&rows| matches!(whose, Whose::Base) && rows > self.rows) {
-            Some(rows) => {
-                self.notes.push(format!(
-                    "the tables have {rows} rows for {} tokens; the others are kept as {} has them",
-                    self.rows,
-                    members[0].path.display()
-                ));
-                self.rows = rows;
-            }
-            None if most > self.rows => self.notes.push(format!(
+        if let Some(rows) = common(members).filter(|&rows| matches!(whose, Whose::Base) && rows > self.rows) {
+            self.notes.push(format!(
+                "the tables have {rows} rows, and the last token has row {}; the rows behind it are kept as {} has them",
+                self.rows - 1,
+                members[0].path.display()
+            ));
+            self.rows = rows;
+            return;
+        }
+        let is_padded = |member: &Member| member.tables.iter().any(|&rows| rows > member.tokens.size());
+        if members.iter().any(is_padded) {
+            self.notes.push(format!(
                 "the tables have {} rows, one for each token; rows that are no token's are left out",
                 self.rows
-            )),
-            None => {}
+            ));
         }
     }
 
@@ -235,18 +236,10 @@ impl Vocabulary {
             let unused: Vec<&str> = unused.map(|(_, token)| token.as_str()).collect();
             let path = path.display();
             if !lacks.is_empty() {
-                self.notes.push(format!(
-                    "{path} lacks {} tokens of the output: {}",
-                    lacks.len(),
-                    some(lacks)
-                ));
+                self.notes.push(format!("tokens of the output that {path} lacks: {}", some(lacks)));
             }
             if !unused.is_empty() {
-                self.notes.push(format!(
-                    "the output lacks {} tokens of {path}: {}",
-                    unused.len(),
-                    some(unused)
-                ));
+                self.notes.push(format!("tokens of {path} that the output lacks: {}", some(unused)));
             }
         }
     }
@@ -273,8 +266,7 @@ impl Vocabulary {
             self.fills.insert(row, has);
         }
         if !nobody.is_empty() {
-            let (count, nobody) = (nobody.len(), some(nobody));
-            self.notes.push(format!("no model has {count} tokens of the output, whose rows are 0: {nobody}"));
+            self.notes.push(format!("tokens that no model has, whose rows are 0: {}", some(nobody)));
         }
         if !self.fills.is_empty() {
             let whom = if has_base { "the base's vector or, if it has none, " } else { "" };
@@ -312,6 +304,11 @@ impl Vocabulary {
             }
         }
     }
+}
+
+/// How many tokens something was done with.
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 token is {what}") } else { format!("{count} tokens are {what}") }
 }
 
 /// What is said of a regular token that becomes an added one. In pieces, blanks are written in another way once a text is normalized.
