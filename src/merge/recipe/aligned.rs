@@ -84,7 +84,7 @@ impl Job {
                 Error::config(format!("align.target: {} is none of the models", path.display()))
             })?,
         };
-        let spec = Spec::named(&align.spec, &*self.models[target].checkpoint)?;
+        let spec = Spec::named(&align.spec, &self.models[target].checkpoint)?;
         let mut through: Vec<Option<usize>> = (0..self.models.len()).map(Some).collect();
         for output in &self.outputs {
             for (fisher, model) in output.others.iter().zip(&output.models) {

@@ -108,7 +108,7 @@ impl Tokens {
         };
         match vocab {
             Value::Object(all) => {
-                all.iter().try_for_each(|(text, id)| tokens.add(text, id.as_u64()).map(drop))?
+                all.iter().try_for_each(|(text, id)| tokens.add(text, id.as_u64()).map(drop))?;
             }
             // Unigram's pieces have the ids of their places.
             Value::Array(all) => {
