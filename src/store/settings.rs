@@ -72,6 +72,17 @@ fn is_setting(name: &str) -> bool {
     !is_weights(name) && (by_parts || others.contains(&name))
 }
 
+/// Whether a file, which is a setting, says how text becomes tokens. A template of chats is written with them.
+pub(crate) fn is_tokenizer(name: &str) -> bool {
+    let begins = ["tokeniz", "vocab", "chat_template"];
+    let ends = [".model", ".tiktoken", ".spm", ".codes"];
+    let others =
+        ["special_tokens_map.json", "added_tokens.json", "merges.txt", "tekken.json", "normalizer.json"];
+    let by_parts =
+        begins.iter().any(|word| name.starts_with(word)) || ends.iter().any(|word| name.ends_with(word));
+    is_setting(name) && (by_parts || others.contains(&name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +125,15 @@ mod tests {
         let others = ["README.md", "notes.txt", "trainer_state.json"];
         for name in settings {
             assert!(is_setting(name) && !is_weights(name), "{name}");
+        }
+        for name in
+            ["tokenizer.json", "tokenization_x.py", "vocab.txt", "spiece.model", "chat_template.jinja"]
+        {
+            assert!(is_tokenizer(name), "{name}");
+        }
+        for name in ["config.json", "LICENSE", "modeling_x.py", "preprocessor_config.json", "tokenizer.gguf"]
+        {
+            assert!(!is_tokenizer(name), "{name}");
         }
         for name in weights {
             assert!(!is_setting(name) && is_weights(name), "{name}");

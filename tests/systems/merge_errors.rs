@@ -20,8 +20,8 @@ fn bad_configurations_name_what_is_wrong() {
         (format!("merge_method: linaer\n{models}"), "merge_method: `linaer` is no method; near: `linear`"),
         (format!("merge_method: della\n{models}"), "`della` is not implemented here; near: "),
         (
-            format!("merge_method: linear\n{models}\ntokenizer_source: union"),
-            "`tokenizer_source` of mergekit is not supported",
+            format!("merge_method: linear\n{models}\nchat_template: auto"),
+            "`chat_template` of mergekit is not supported",
         ),
         (
             format!("merge_method: linear\n{models}"),

@@ -96,7 +96,7 @@ impl Job {
                 Error::config(format!("align.target: {} is none of the models", path.display()))
             })?,
         };
-        let lead = &self.models[target].checkpoint;
+        let lead = &*self.models[target].checkpoint;
         let spec = match (align.spec.as_str(), self.network()?) {
             ("network", Some(network)) => Spec::network(lead, &network)?,
             (name, _) => Spec::named(name, lead)?,

@@ -8,6 +8,7 @@
 //! A model is a path, or a name `owner/name` that is in the cache of Hugging Face's hub; `model+adapter` is one with a LoRA adapter on it. Two paths to the same files are the same
 //! model.
 
+pub use super::choice::{TokenRow, TokenizerConfig, TokenizerSource};
 use super::method::Method;
 pub use super::setting::{Parameters, Scalar, Setting};
 use crate::error::{Error, Result};
@@ -111,11 +112,13 @@ pub struct MergeConfig {
     pub search: Option<Search>,
     /// The file of a [`Network`](crate::models::network::Network) that the weights belong to, where it is not known by their names.
     pub network: Option<PathBuf>,
+    /// Whose tokens the output has, of models whose vocabularies differ.
+    pub tokenizer: Option<TokenizerConfig>,
     /// Outermost keys that only define what aliases stand for, and are passed over.
     pub definitions: Vec<String>,
 }
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 15] = [
     "merge_method",
     "models",
     "slices",
@@ -129,11 +132,12 @@ const KEYS: [&str; 13] = [
     "learn",
     "repair",
     "search",
+    "tokenizer_source",
+    "tokenizer",
 ];
 
 /// Keys of mergekit that are not supported. They would change the result, so they are refused.
-const ELSEWHERE: [&str; 5] =
-    ["modules", "tokenizer_source", "tokenizer", "chat_template", "input_model_parameters"];
+const ELSEWHERE: [&str; 3] = ["modules", "chat_template", "input_model_parameters"];
 
 /// The models of a configuration.
 struct Models<'a> {
@@ -209,6 +213,7 @@ impl MergeConfig {
             repair: root.get("repair").map(|node| node.flag()).transpose()?.unwrap_or(false),
             search: root.get("search").map(|node| search(&node)).transpose()?,
             network: root.get("network").map(|node| Ok::<_, Error>(folder.join(node.text()?))).transpose()?,
+            tokenizer: super::choice::read(value, &|at, value| models.path(&Node { at: at.into(), value }))?,
             definitions: Vec::new(),
         };
         config.check()?;
@@ -261,6 +266,14 @@ impl MergeConfig {
                 "learn: {asker} needs tasks to learn from, such as `learn: {{data: train.safetensors}}`; take other rows than those of \
                  `evaluate`"
             ));
+        }
+        let alone = matches!(self.method, Method::Fisher | Method::Signature | Method::Rmm);
+        if self.tokenizer.is_some() && (alone || self.align.is_some() || self.needs_data()) {
+            return wrong(
+                "tokenizer: with `align`, with data that are learned from, and by `fisher`, `signature` and `rmm`, models need the same \
+                 tokens; leave it out"
+                    .into(),
+            );
         }
         if self.search.is_some() && !self.method.parameters().contains(&"weight") {
             return wrong(format!("search: `{name}` has no weights to search for"));

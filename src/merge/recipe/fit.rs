@@ -1,6 +1,7 @@
 //! Fits the models' tensors to each other: which stand in for others, which are not merged, and what is said about it.
 
 use super::config::{Slice, Source};
+use super::heads::{HEADS, is_table};
 use super::job::{Input, Job, Model, Output, Stage};
 use super::method::{Arguments, Method};
 use crate::error::Result;
@@ -8,26 +9,6 @@ use crate::merge::Weights;
 use crate::store::{FileDType, some};
 use serde_json::Value;
 use std::collections::BTreeSet;
-
-/// An output head and the tables of token vectors that a model without one, whose head is tied, has instead.
-const HEADS: [(&str, &[&str]); 5] = [
-    (
-        "lm_head.weight",
-        &[
-            "model.embed_tokens.weight",
-            "model.language_model.embed_tokens.weight",
-            "transformer.wte.weight",
-            "transformer.word_embeddings.weight",
-            "model.shared.weight",
-            "model.decoder.embed_tokens.weight",
-            "backbone.embeddings.weight",
-        ],
-    ),
-    ("language_model.lm_head.weight", &["language_model.model.embed_tokens.weight"]),
-    ("embed_out.weight", &["gpt_neox.embed_in.weight"]),
-    ("output.weight", &["tok_embeddings.weight"]),
-    ("cls.predictions.decoder.weight", &["bert.embeddings.word_embeddings.weight"]),
-];
 
 /// Kinds of models whose head is not tied if their settings do not say it. For other kinds transformers takes it to be tied.
 const UNTIED: [&str; 19] = [
@@ -82,6 +63,14 @@ fn is_buffer(name: &str, shape: &[usize]) -> bool {
     mask || ends.iter().any(|end| name.ends_with(end))
 }
 
+/// What to do about tables that differ in their number of rows.
+fn tokens_differ(name: &str, [a, b]: [&[usize]; 2]) -> &'static str {
+    match is_table(name) && a.get(1..) == b.get(1..) {
+        true => "; `tokenizer_source: base` or `union` merges tables by their tokens",
+        false => "",
+    }
+}
+
 /// Whether settings say that the output head is the table of token vectors. `None` if there are none, or they leave it open.
 fn tied(settings: Option<&Value>) -> Option<bool> {
     let settings = settings?;
@@ -103,7 +92,7 @@ impl Model {
 impl Job {
     /// The table that is a model's head. Models that are aligned are compared by their own tensors, and a model that is passed
     /// through keeps those that it has.
-    fn table_for(&self, model: usize, head: &str) -> Option<&'static str> {
+    pub(super) fn table_for(&self, model: usize, head: &str) -> Option<&'static str> {
         let model = &self.models[model];
         let is_kept = self.config.method == Method::Passthrough && model.checkpoint.contains(head);
         model.table_for(head).filter(|_| self.config.align.is_none() && !is_kept)
@@ -164,7 +153,7 @@ impl Job {
     }
 
     /// Adds a tensor to the note about several, which has `{}` for their names.
-    fn gather(&mut self, note: String, name: &str) {
+    pub(super) fn gather(&mut self, note: String, name: &str) {
         self.gathered.entry(note).or_default().insert(name.into());
     }
 
@@ -178,19 +167,22 @@ impl Job {
         for input in output.inputs() {
             let model = &self.models[input.model];
             let path = model.path.display();
-            let Ok(info) = model.checkpoint.info(&input.name) else {
+            let Ok((own, own_type)) = model.described(&input.name) else {
                 problems.push(format!("{path} has no tensor `{}`", input.name));
                 continue;
             };
             match &lead {
-                None => lead = Some((input.clone(), info.shape.clone(), info.dtype)),
+                None => lead = Some((input.clone(), own, own_type)),
                 Some((first, shape, dtype)) => {
                     let other = self.models[first.model].path.display();
-                    if *shape != info.shape {
-                        let (a, b) = (&info.shape, shape);
-                        problems.push(format!("`{}` is {a:?} in {path} and {b:?} in {other}", input.name));
-                    } else if dtype.is_float() != info.dtype.is_float() {
-                        let (a, b) = (info.dtype, dtype);
+                    if *shape != own {
+                        let hint = tokens_differ(&output.name, [&own, shape]);
+                        problems.push(format!(
+                            "`{}` is {own:?} in {path} and {shape:?} in {other}{hint}",
+                            input.name
+                        ));
+                    } else if dtype.is_float() != own_type.is_float() {
+                        let (a, b) = (own_type, dtype);
                         problems.push(format!("`{}` is {a} in {path} and {b} in {other}", input.name));
                     }
                 }
@@ -215,9 +207,13 @@ impl Job {
         let mut tied = BTreeSet::new();
         for input in output.base.iter_mut().chain(&mut output.models) {
             let Some(table) = self.table_for(input.model, &input.name) else { continue };
-            let place = self.models[input.model].path.display();
+            let model = &self.models[input.model];
+            let place = model.path.display();
             tied.insert(format!("{place}: the head is tied, so `{table}` stands for `{}`", input.name));
-            input.name = table.into();
+            // What is read by token has that name, because it takes other models' heads where it lacks a token.
+            if !model.is_by_token(&input.name) {
+                input.name = table.into();
+            }
         }
         for (fisher, model) in output.others.iter_mut().zip(&output.models) {
             // The diagonal of a tied model has one for its table.

@@ -3,6 +3,7 @@
 use super::config::{Evaluate, MergeConfig, Scalar, Slice, Source};
 use super::method::Arguments;
 pub use super::model::Model;
+use super::vocabulary::Chosen;
 use crate::error::{Error, Result};
 use crate::files::size;
 use crate::gpu::Gpu;
@@ -82,6 +83,8 @@ pub struct Job {
     pub notes: Vec<String>,
     /// Notes about many tensors, each with `{}` for their names.
     pub(super) gathered: BTreeMap<String, BTreeSet<String>>,
+    /// The output's vocabulary, if the configuration chooses one.
+    pub(super) vocabulary: Option<Chosen>,
 }
 
 /// The position of a tensor in a model's depth.
@@ -144,6 +147,7 @@ impl Job {
             problems: Vec::new(),
             notes: Vec::new(),
             gathered: BTreeMap::new(),
+            vocabulary: None,
         };
         for key in &job.config.definitions {
             job.notes.push(format!("the key `{key}` only defines what aliases stand for"));
@@ -153,6 +157,7 @@ impl Job {
         for path in paths {
             job.model(&path)?;
         }
+        job.find_vocabulary()?;
         let slices = job.config.slices.clone();
         let mut first = 0;
         for (i, slice) in slices.iter().enumerate() {

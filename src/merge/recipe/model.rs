@@ -1,16 +1,19 @@
 //! A model of a merge: its files, and an adapter on it.
 
+use super::rows::ByToken;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::merge::Shards;
 use crate::merge::Weights;
 use crate::models::adapter::{Base, Lora, SETTINGS, WEIGHTS};
-use crate::store::{INDEX, located};
+use crate::store::{FileDType, INDEX, located};
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A model that is read.
 #[derive(Debug)]
@@ -19,13 +22,15 @@ pub struct Model {
     /// The path in the configuration.
     pub path: PathBuf,
     /// Its tensors.
-    pub checkpoint: Shards,
+    pub checkpoint: Arc<Shards>,
     /// The adapter that is added to them, of a path `model+adapter`.
     pub adapter: Option<Lora>,
     /// Whether it is an adapter itself, in the files of PEFT.
     pub is_adapter: bool,
     /// The `config.json` beside it, if there is one.
     pub(super) settings: Option<Value>,
+    /// The tensors that are read with the rows of the output's tokens, by the name that they are asked for by.
+    pub(super) by_token: BTreeMap<String, ByToken>,
 }
 
 /// Splits `model+adapter`. A path at which something is has no adapter in it.
@@ -72,7 +77,8 @@ impl Model {
             }
         };
         let settings = config_of(checkpoint.path());
-        Ok(Model { path: path.to_path_buf(), checkpoint, adapter, is_adapter, settings })
+        let (checkpoint, by_token) = (Arc::new(checkpoint), BTreeMap::new());
+        Ok(Model { path: path.to_path_buf(), checkpoint, adapter, is_adapter, settings, by_token })
     }
 
     /// Where its own files are, without the adapter.
@@ -94,7 +100,18 @@ impl Model {
 
     /// Whether a tensor is another one than the file has.
     pub(super) fn changes(&self, name: &str) -> bool {
-        self.adapter.as_ref().is_some_and(|adapter| adapter.contains(name))
+        self.is_by_token(name) || self.adapter.as_ref().is_some_and(|adapter| adapter.contains(name))
+    }
+
+    /// Whether a tensor is read with the rows of the output's tokens.
+    pub(super) fn is_by_token(&self, name: &str) -> bool {
+        self.by_token.contains_key(name)
+    }
+
+    /// The shape of a tensor as it is read, and its type in the file.
+    pub(super) fn described(&self, name: &str) -> Result<(Vec<usize>, FileDType)> {
+        let tensor = self.by_token.get(name).map_or(name, |table| &table.name);
+        Ok((self.shape(name)?, self.checkpoint.dtype(tensor)?))
     }
 }
 
@@ -109,7 +126,10 @@ impl Weights for Model {
     }
 
     fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        self.checkpoint.shape(name)
+        match self.by_token.get(name) {
+            Some(table) => Ok(table.shape.clone()),
+            None => self.checkpoint.shape(name),
+        }
     }
 
     fn is_float(&self, name: &str) -> bool {
@@ -117,6 +137,9 @@ impl Weights for Model {
     }
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        if let Some(ByToken { shape, .. }) = self.by_token.get(name) {
+            return Ok(self.read_range(gpu, name, 0..shape.iter().product())?.reshape(&shape[..]));
+        }
         let x = self.checkpoint.read(gpu, name)?;
         let rows = x.shape().first().copied().unwrap_or(0);
         match self.adapter.as_ref().map(|adapter| adapter.change(gpu, name, 0..rows)).transpose()?.flatten() {
@@ -126,6 +149,10 @@ impl Weights for Model {
     }
 
     fn sample(&self, name: &str, length: usize, starts: &[usize]) -> Result<Option<Vec<f32>>> {
+        if let Some(table) = self.by_token.get(name) {
+            let pieces = starts.iter().map(|&start| table.values(&self.checkpoint, start..start + length));
+            return Ok(Some(pieces.collect::<Result<Vec<_>>>()?.concat()));
+        }
         match self.changes(name) {
             true => Ok(None),
             false => self.checkpoint.sample(name, length, starts),
@@ -133,6 +160,10 @@ impl Weights for Model {
     }
 
     fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
+        if let Some(table) = self.by_token.get(name) {
+            let n = range.len();
+            return Ok(Tensor::from_slice(gpu, &table.values(&self.checkpoint, range)?, [n]));
+        }
         let x = self.checkpoint.read_range(gpu, name, range.clone())?;
         let Some(adapter) = self.adapter.as_ref().filter(|adapter| adapter.contains(name)) else {
             return Ok(x);

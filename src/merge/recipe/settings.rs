@@ -17,7 +17,8 @@ const COUNTS: [&str; 4] = ["num_hidden_layers", "num_layers", "n_layers", "n_lay
 const SOME_COUNTS: [&str; 3] = ["num_decoder_layers", "decoder_layers", "encoder_layers"];
 
 /// Objects that hold the settings of the language model in a model of several parts.
-const PARTS: [&str; 5] = ["text_config", "llm_config", "language_config", "decoder", "thinker_config"];
+pub(super) const PARTS: [&str; 5] =
+    ["text_config", "llm_config", "language_config", "decoder", "thinker_config"];
 
 /// Lists that are no list of layers, even if they have as many elements.
 const OTHER_LISTS: [&str; 9] = [
@@ -70,9 +71,7 @@ struct Origin<'a> {
 impl Job {
     /// The folder of the leading model.
     fn leading_folder(&self) -> PathBuf {
-        let from = self.leader().place();
-        let parent = from.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if from.is_dir() { from.clone() } else { parent.to_path_buf() }
+        self.leader().folder()
     }
 
     /// Whether the leading model's folder is its own. What is beside a file in another folder is not of the model.
@@ -82,12 +81,18 @@ impl Job {
     }
 
     /// Returns the file names of the leading model's settings and tokenizer.
-    pub(super) fn settings(&self) -> Result<Vec<String>> {
+    fn leading_settings(&self) -> Result<Vec<String>> {
         if self.has_folder() { settings_in(&self.leading_folder()) } else { Ok(Vec::new()) }
+    }
+
+    /// Returns the file names of the output's settings and tokenizer.
+    pub(super) fn settings(&self) -> Result<Vec<String>> {
+        self.with_tokenizer(self.leading_settings()?)
     }
 
     /// Says which files of the leading model's folder are not copied, and what stacked layers leave open in its settings.
     pub(super) fn find_left_behind(&mut self) -> Result<()> {
+        self.note_tokenizer(&self.leading_settings()?, &self.leading_folder())?;
         if !self.has_folder() {
             return Ok(());
         }
@@ -108,10 +113,12 @@ impl Job {
     /// Copies the leading model's settings and tokenizer, with what follows from the merge in `config.json`.
     pub(super) fn copy_settings(&self, folder: &Path) -> Result<()> {
         for name in self.settings()? {
-            let path = self.leading_folder().join(&name);
+            let path = self.folder_for(&name, self.leading_folder()).join(&name);
             let mut bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
             if name == "config.json" {
                 bytes = self.changed(&path, bytes)?.0;
+            } else {
+                bytes = self.with_tokens(&path, bytes)?.0;
             }
             files::replace_with(&folder.join(name), bytes)?;
         }
@@ -125,6 +132,7 @@ impl Job {
         let before = settings.clone();
         let mut notes = Vec::new();
         self.follow_layers(&mut settings, &mut notes);
+        self.follow_vocabulary(&mut settings, &mut notes);
         if self.has_new_head() {
             let is_root = std::cell::Cell::new(true);
             for_parts(&mut settings, &mut |part| {
@@ -231,7 +239,7 @@ fn set_dtype(settings: &mut Value, word: &str) {
 }
 
 /// Visits the settings of the whole model and those of its language model inside them.
-fn for_parts(settings: &mut Value, visit: &mut dyn FnMut(&mut Map<String, Value>)) {
+pub(super) fn for_parts(settings: &mut Value, visit: &mut dyn FnMut(&mut Map<String, Value>)) {
     let Some(root) = settings.as_object_mut() else { return };
     visit(root);
     for part in PARTS {
