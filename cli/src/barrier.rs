@@ -30,9 +30,10 @@ pub struct Args {
     b: PathBuf,
     #[command(flatten)]
     tasks: Tasks,
-    /// What may be permuted: mlp, resnet, llama, llama:HEADS:KV_HEADS, a spec file, or none for the models as they are
-    #[arg(long, default_value = "mlp")]
-    spec: String,
+    /// What may be permuted: network, mlp, resnet, llama, llama:HEADS:KV_HEADS, a spec file, or none for the models as they are
+    /// [default: what the model is]
+    #[arg(long)]
+    spec: Option<String>,
     /// Permutation of B, written by `tiebeam match --out` [default: found by weight matching]
     #[arg(long)]
     permutation: Option<PathBuf>,
@@ -80,11 +81,16 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     for task in &tasks {
         [&a, &b].into_iter().try_for_each(|end| architecture.check(end, task))?;
     }
-    let permutation = match (&args.permutation, args.spec.as_str()) {
+    let spec = |name: Option<&str>| match (name, &architecture) {
+        (None | Some("network"), Architecture::Network(network)) => Spec::network(&a, network),
+        (None, _) => Spec::named("llama", &a),
+        (Some(name), _) => Spec::named(name, &a),
+    };
+    let permutation = match (&args.permutation, args.spec.as_deref()) {
         (Some(path), _) => Some(Permutation::load(path)?),
-        (None, "none") => None,
-        (None, spec) => {
-            Some(match_weights(&gpu, &Spec::named(spec, &a)?, &a, &b, &MatchOptions::default())?.permutation)
+        (None, Some("none")) => None,
+        (None, name) => {
+            Some(match_weights(&gpu, &spec(name)?, &a, &b, &MatchOptions::default())?.permutation)
         }
     };
     permutation.iter().try_for_each(|permutation| permutation.check(&b))?;

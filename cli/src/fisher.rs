@@ -60,6 +60,14 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return Err(Error::config("a Fisher matrix is of one task; name one --data or --text"));
     };
     tiebeam::files::check(&args.out)?;
+    let whole = |path: &std::path::Path| path.canonicalize().ok();
+    let out = whole(&args.out);
+    if out.is_some() && (out == whole(&args.model) || out == whole(&file.path)) {
+        return Err(Error::config(format!(
+            "--out {}: this is what is read; name another file",
+            args.out.display()
+        )));
+    }
     let network = args.tasks.network()?;
     let gpu = context.open()?;
     let weights = context.shards(&args.model)?;

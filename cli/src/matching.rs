@@ -194,9 +194,8 @@ fn report(matching: &Matching, took: Duration, context: &Context) -> Result<()> 
 
 /// Checks that the permuted network has the same outputs as the original one.
 fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path, context: &Context) -> Result<()> {
-    let net = match Architecture::open(gpu, b, None)? {
-        Architecture::Network(net) => net,
-        _ => return Err(Error::config("--data is for networks, not for language models")),
+    let Architecture::Network(net) = Architecture::open(gpu, b, None)? else {
+        return Err(Error::config("--data is for networks, not for language models"));
     };
     let data = Labelled::open(gpu, path, "x", "y")?;
     net.check(b, data.inputs.shape(), &data.labels)

@@ -31,6 +31,12 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    if let Some(out) = &args.out {
+        if out.extension().is_none_or(|end| end != "svg") {
+            return Err(Error::config(format!("--out {}: the name must end in .svg", out.display())));
+        }
+        tiebeam::files::check(out)?;
+    }
     let text = context.read(&args.config)?;
     let folder = args.config.parent().unwrap_or(Path::new("."));
     let config = MergeConfig::from_yaml(&text, folder)
@@ -72,17 +78,22 @@ fn show(found: &Map, tasks: &[Task], context: &Context) -> Result<()> {
             found.samples.len()
         ));
     }
-    context.result(format_args!("a front of {} points, of which these were scored:", found.front.len()));
+    context.result(format_args!(
+        "{} of {} models that were scored are on the front:",
+        found.measured().len(),
+        found.samples.len() + found.checked.len()
+    ));
     let heads: String = names.iter().map(|name| format!("{name:<12} ")).collect();
     context.result(format_args!("{heads}coefficients"));
-    for scored in &found.checked {
+    for scored in found.measured() {
         let scores: String = scored.scores.iter().map(|score| format!("{:<12.4} ", score.main())).collect();
         let all: Vec<String> = scored.coefficients.iter().map(|c| format!("{c:.3}")).collect();
         context.result(format_args!("{scores}{}", all.join(" ")));
     }
-    for (kind, all) in [("sample", &found.samples), ("front", &found.checked)] {
+    for (kind, all) in [("sample", &found.samples), ("checked", &found.checked)] {
         all.iter().try_for_each(|scored| context.record(&line(kind, scored, &names)))?;
     }
+    found.measured().into_iter().try_for_each(|scored| context.record(&line("front", scored, &names)))?;
     context.record(&json!({"line": "surrogates", "tasks": names, "r_squared": found.r_squared}))
 }
 
@@ -100,9 +111,9 @@ fn draw(out: &Path, found: &Map, tasks: &[Task]) -> Result<()> {
     let place = |scored: &Scored| (scored.scores[0].merit(), scored.scores[1].merit());
     let front = found.front.iter().map(|point| (point.objectives[0], point.objectives[1])).collect();
     let lines = [
-        Line::dots("samples", found.samples.iter().map(place).collect()),
+        Line::dots("scored", found.samples.iter().chain(&found.checked).map(place).collect()),
         Line::dots("front by the surrogates", front),
-        Line::dots("front, scored", found.checked.iter().map(place).collect()),
+        Line::new("front as scored", found.measured().into_iter().map(place).collect()),
     ];
     let word = |score: &Score| if score.accuracy.is_some() { "accuracy" } else { "loss, negated" };
     let label = |t: usize| format!("{}: {}", tasks[t].name, word(&found.samples[0].scores[t]));

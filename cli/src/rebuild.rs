@@ -34,6 +34,13 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let whole = |path: &std::path::Path| path.canonicalize().ok();
+    if whole(&args.out).is_some_and(|out| Some(out) == whole(&args.folder)) {
+        return Err(Error::config(format!(
+            "--out {}: this is the folder of the merge, whose other models would be lost; name another",
+            args.out.display()
+        )));
+    }
     let gpu = context.open()?;
     let models = ReversibleModels::load(&gpu, args.folder.join(REVERSIBLE))?;
     let which = models.find(&args.model)?;
@@ -44,6 +51,14 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         }));
     }
     let base = args.base.as_ref().map(|path| context.shards(path)).transpose()?;
+    if let (Some(base), Some(own)) = (&base, models.base)
+        && base.fingerprint()? != own
+    {
+        return Err(Error::config(format!(
+            "{}: these models were merged relative to a base with other weights",
+            base.path().display()
+        )));
+    }
     let weights = models.model(&gpu, which, base.as_ref().map(|base| base as &dyn Weights))?;
     let settings = tiebeam::store::settings_in(&args.folder)?;
     let file = if settings.iter().any(|name| name == SETTINGS) { WEIGHTS } else { "model.safetensors" };

@@ -120,7 +120,7 @@ fn pairs(family: &Family, data: &Data, args: &Args, seed: u64, stop: &Arc<Atomic
     let inputs = Tensor::concat(&[&halves[0].train.x, &halves[1].train.x], 0);
     for (ratio, apart) in [(0.0, false), (0.5, false), (1.0, false), (0.0, true), (0.25, true), (0.5, true)] {
         let options = PleasOptions::default().ratio(ratio).separate_heads(apart);
-        let merged = merge_networks(gpu, &family.network, [a, b], &inputs, &options)?;
+        let merged = merge_networks(gpu, &family.network, [a, b], &inputs, &options, &mut |_, _| Ok(()))?;
         let heads = if apart { ", two heads" } else { "" };
         let name = format!("PLeaS, {ratio} apart{heads}, cost {:.2}", merged.flops);
         lines.push(line("pair", seed, &name, &reach(&merged.network, &merged.weights, apart)?));
@@ -165,7 +165,7 @@ fn reversible(family: &Family, seed: u64) -> Result<Vec<Value>> {
         names.iter().cloned().zip(family.models.iter().map(|model| model as &dyn Weights)).collect();
     let mut lines = Vec::new();
     for p in 1..=models.len() {
-        let kept = ReversibleModels::new(family.gpu, Some(&family.base), &models, p)?;
+        let kept = ReversibleModels::new(family.gpu, Some(&family.base), &models, p, &mut |_, _| Ok(()))?;
         let [stored, all] = kept.numbers();
         let mut reached = Vec::new();
         for (i, task) in family.tasks.iter().enumerate() {
@@ -228,8 +228,16 @@ fn three(family: &Family, data: &Data, args: &Args, seed: u64, stop: &Arc<Atomic
             let permutation = match method {
                 "weight matching" => match_weights(gpu, &spec, a, b, &MatchOptions::default())?.permutation,
                 "activation matching" => {
-                    match_activations(gpu, &network, &spec, [a, b], inputs, Similarity::InnerProduct)?
-                        .permutation
+                    match_activations(
+                        gpu,
+                        &network,
+                        &spec,
+                        [a, b],
+                        inputs,
+                        Similarity::InnerProduct,
+                        &mut |_, _| Ok(()),
+                    )?
+                    .permutation
                 }
                 "straight-through" => {
                     let options = StraightThroughOptions::default().steps(60);

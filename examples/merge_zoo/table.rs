@@ -7,16 +7,16 @@ use std::path::Path;
 use tiebeam::chart::{self, Area, COLOURS, Drawing};
 use tiebeam::{Result, files};
 
-/// The parts of the table, with their titles.
-const PARTS: [(&str, &str); 8] = [
-    ("ends", "before merging"),
-    ("merge", "all five networks"),
-    ("signature", "a signature added to a network of clean images"),
-    ("pair", "two networks of different seeds, each of one half of the classes"),
-    ("negation", "one half of the classes is to be forgotten"),
-    ("reversible", "each task's network, rebuilt from a common basis"),
-    ("trend", "more and more networks, the mean over those that are merged"),
-    ("three", "three networks from three seeds, matched to the first"),
+/// The parts of the table, with their titles, and whether the mean over the columns says something.
+const PARTS: [(&str, &str, bool); 8] = [
+    ("ends", "before merging", true),
+    ("merge", "all five networks", true),
+    ("signature", "a signature added to a network of clean images", false),
+    ("pair", "two networks of different seeds, each of one half of the classes", true),
+    ("negation", "one half of the classes is to be forgotten", false),
+    ("reversible", "each task's network, rebuilt from a common basis", true),
+    ("trend", "more and more networks, the mean over those that are merged", false),
+    ("three", "three networks from three seeds, matched to the first", false),
 ];
 
 /// A method's accuracies over the seeds.
@@ -69,21 +69,26 @@ fn rows(lines: &[Value], part: &str) -> Vec<Row> {
 /// Prints the tables, and writes them and the picture beside the lines.
 pub fn show(lines: &[Value], out: &Path) -> Result<()> {
     let mut text = String::new();
-    for (part, title) in PARTS {
+    for (part, title, has_mean) in PARTS {
         let rows = rows(lines, part);
         let Some(first) = rows.first() else { continue };
         let heads: String = first.columns.iter().map(|(name, _)| format!(" {name} |")).collect();
-        let _ = write!(
-            text,
-            "| {title} |{heads} mean | least to most |\n|---|{}---|---|\n",
-            "---|".repeat(first.columns.len())
-        );
+        let (end, rule) = if has_mean { (" mean | least to most |", "---|---|") } else { ("", "") };
+        let _ = write!(text, "| {title} |{heads}{end}\n|---|{}{rule}\n", "---|".repeat(first.columns.len()));
         for row in &rows {
-            let cells: String = row.columns.iter().map(|(_, all)| format!(" {:.3} |", mean(all))).collect();
+            let range = |all: &[f64]| {
+                let [least, most] = ends(all);
+                format!("{least:.3} to {most:.3}")
+            };
+            let cell = |(_, all): &(String, Vec<f64>)| match has_mean {
+                true => format!(" {:.3} |", mean(all)),
+                false => format!(" {:.3} ({}) |", mean(all), range(all)),
+            };
+            let cells: String = row.columns.iter().map(cell).collect();
             let means = row.means();
-            let [least, most] = ends(&means);
-            let _ =
-                writeln!(text, "| {} |{cells} {:.3} | {least:.3} to {most:.3} |", row.method, mean(&means));
+            let last =
+                if has_mean { format!(" {:.3} | {} |", mean(&means), range(&means)) } else { String::new() };
+            let _ = writeln!(text, "| {} |{cells}{last}", row.method);
         }
         text.push('\n');
     }

@@ -27,6 +27,7 @@ pub use evaluation::plot;
 pub use recipe::yaml;
 pub use recipe::{
     aligned, config, config::MergeConfig, global, job, job::Job, learn as learning, method, methods, run,
+    written,
 };
 pub use research::store::{REVERSIBLE, ReversibleModels};
 pub use research::{

@@ -72,6 +72,11 @@ pub enum FileDType {
 }
 
 impl FileDType {
+    /// Whether it has floats of 16 bits or more, which are computed with.
+    pub fn is_float(self) -> bool {
+        matches!(self, FileDType::F64 | FileDType::F32 | FileDType::F16 | FileDType::BF16)
+    }
+
     /// Bits of one element.
     pub fn bits(self) -> usize {
         use FileDType::*;

@@ -89,7 +89,10 @@ fn advice(path: &Path) -> String {
     // As mergekit has it. Other names with a plus go on with a slash or another plus, as `c++/model`.
     let after = path.to_string_lossy().split_once('+').and_then(|(_, after)| after.chars().next());
     if after.is_some_and(|c| c.is_ascii_alphanumeric() || ".~_".contains(c)) {
-        return format!("{none}; `model+adapter` is not read: merge the adapter into its model first");
+        return format!(
+            "{none}; of `model+adapter`, one or the other is not there: an adapter is a folder with adapter_config.json and \
+             adapter_model.safetensors, and a model has one"
+        );
     }
     let mut parts = path.iter().rev().map(|part| part.to_string_lossy());
     let (last, before) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -150,7 +153,7 @@ mod tests {
         assert!(said("x/mistralai/Mistral-7B").contains("`hf download mistralai/Mistral-7B`"));
         assert!(said("x/a/b@v1").contains("`hf download a/b --revision v1`"));
         for adapter in ["model.safetensors+lora", "owner/name+other/lora"] {
-            assert!(said(adapter).contains("merge the adapter"), "{adapter}");
+            assert!(said(adapter).contains("one or the other is not there"), "{adapter}");
         }
         assert!(!said("c++/x.safetensors").contains("adapter"));
         assert!(!said("../there/model.safetensors").contains("hub"));

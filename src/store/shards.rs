@@ -461,6 +461,10 @@ impl Weights for Shards {
         Ok(self.info(name)?.shape.clone())
     }
 
+    fn is_float(&self, name: &str) -> bool {
+        self.dtype(name).is_ok_and(FileDType::is_float)
+    }
+
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let shape = self.shape(name)?;
         let count = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));

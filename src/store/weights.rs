@@ -8,7 +8,7 @@ use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Named float tensors that are read one at a time, so only one has to be in memory.
+/// Named tensors that are read one at a time, so only one has to be in memory.
 pub trait Weights {
     /// All names, sorted.
     fn names(&self) -> Vec<String>;
@@ -18,6 +18,17 @@ pub trait Weights {
     /// # Errors
     /// When there is no tensor of this name.
     fn shape(&self, name: &str) -> Result<Vec<usize>>;
+
+    /// Whether a tensor has floats, which [`Weights::read`] reads. Files may have counters and the like beside them.
+    fn is_float(&self, name: &str) -> bool {
+        let _ = name;
+        true
+    }
+
+    /// The names of the tensors of floats, sorted.
+    fn float_names(&self) -> Vec<String> {
+        self.names().into_iter().filter(|name| self.is_float(name)).collect()
+    }
 
     /// Reads a tensor as f32 on the device, without gradient tracking.
     ///
@@ -101,6 +112,10 @@ impl<W: Weights + ?Sized> Weights for &W {
         (**self).shape(name)
     }
 
+    fn is_float(&self, name: &str) -> bool {
+        (**self).is_float(name)
+    }
+
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         (**self).read(gpu, name)
     }
@@ -125,6 +140,10 @@ impl Weights for File {
 
     fn shape(&self, name: &str) -> Result<Vec<usize>> {
         Ok(self.info(name)?.shape.clone())
+    }
+
+    fn is_float(&self, name: &str) -> bool {
+        self.info(name).is_ok_and(|info| info.dtype.is_float())
     }
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {

@@ -131,7 +131,7 @@ fn other_formats_are_named_with_what_to_do() {
         assert!(said.contains(words) && said.contains(name), "{said}");
     }
     assert!(refusal("/nowhere/owner/name").contains("`hf download owner/name`"));
-    assert!(refusal("/nowhere/model+adapter").contains("merge the adapter into its model first"));
+    assert!(refusal("/nowhere/model+adapter").contains("one or the other is not there"));
 }
 
 /// What a header says beyond the format is passed over, and said.

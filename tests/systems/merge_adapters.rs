@@ -238,7 +238,7 @@ fn reversible_merges_are_kept_and_rebuilt() {
     let job = |text: &str| Job::open(MergeConfig::from_yaml(text, &folder.0)?);
     let rebuilt = |p: usize| {
         let own = job(&text(p)).unwrap();
-        let models = own.reversible(gpu(), &own.sources()).unwrap();
+        let models = own.reversible(gpu(), &own.sources(), &mut |_, _| Ok(())).unwrap();
         own.write_reversible(&models, &folder.0.join("kept"), &text(p)).unwrap();
         let read = ReversibleModels::load(gpu(), folder.0.join("kept").join(REVERSIBLE)).unwrap();
         assert_eq!((read.names.as_slice(), read.has_base), (&["a".to_string(), "b".to_string()][..], false));
@@ -267,7 +267,7 @@ fn reversible_merges_are_kept_and_rebuilt() {
     assert!(message.contains("no model `c`; there are 0: a, 1: b"), "{message}");
     for (text, words) in [(text(3), "a basis of 3 for 2 models"), (text(0), "`basis` must be above 0")] {
         let own = job(&text).unwrap();
-        let message = own.reversible(gpu(), &own.sources()).expect_err(words).to_string();
+        let message = own.reversible(gpu(), &own.sources(), &mut |_, _| Ok(())).expect_err(words).to_string();
         assert!(message.contains(words), "{message}");
     }
     // Damaged files are errors.

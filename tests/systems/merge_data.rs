@@ -10,6 +10,7 @@ use tiebeam::merge::learned::fisher_diagonal;
 use tiebeam::merge::map::{Combined, MapOptions, map};
 use tiebeam::merge::pareto::Search;
 use tiebeam::merge::partial::{PleasOptions, merge_networks};
+use tiebeam::merge::written::Written;
 use tiebeam::merge::{Architecture, Shards, Similarity, Spec, Weights, match_activations, repair_network};
 use tiebeam::models::lm::{Lm, LmConfig};
 use tiebeam::models::network::Network;
@@ -388,7 +389,9 @@ fn partly_merged_networks_keep_their_zeros_and_reach_both() {
         (Network::from_json(CNN).unwrap(), [cnn(&mut rng), cnn(&mut rng)], x(&mut rng, 50)),
     ];
     for (network, [a, b], inputs) in cases {
-        let merge = |options: &PleasOptions| merge_networks(gpu(), &network, [&a, &b], &inputs, options);
+        let merge = |options: &PleasOptions| {
+            merge_networks(gpu(), &network, [&a, &b], &inputs, options, &mut nothing)
+        };
         // What is kept apart has no way to the other network, in any layer: the zeros are exact, before and behind the fit.
         for by_activations in [false, true] {
             let half = merge(&PleasOptions::default().ratio(0.5).by_activations(by_activations)).unwrap();
@@ -483,9 +486,16 @@ fn specs_follow_from_descriptions() {
             [&weights as &dyn Weights, &moved].map(|w| download(&network.logits(gpu(), w, &x).unwrap()));
         let most = plain.iter().fold(0.0f64, |m, x| m.max(x.abs()));
         within("permuted", &other, &plain, |_| 1e-5 * most + 1e-6);
-        let found =
-            match_activations(gpu(), &network, &spec, [&weights, &moved], &x, Similarity::Correlation)
-                .unwrap();
+        let found = match_activations(
+            gpu(),
+            &network,
+            &spec,
+            [&weights, &moved],
+            &x,
+            Similarity::Correlation,
+            &mut nothing,
+        )
+        .unwrap();
         let back = found.permutation.permuted(&moved);
         for (name, x) in &weights {
             assert_eq!(download(&back.read(gpu(), name).unwrap()), download(x), "{name}");
@@ -578,7 +588,10 @@ fn configurations_learn_search_repair_and_match() {
     let tasks = own.learning_tasks(gpu()).unwrap();
     let learned = own.learn(gpu(), &own.sources(), &network, &tasks, &mut |_, _, _| Ok(())).unwrap();
     let out = folder.0.join("out");
-    own.write(&learned.weights, learned.network.as_ref(), &out, 5 << 30, text, &mut |_| Ok(())).unwrap();
+    let record = serde_json::json!({"learned": true});
+    let written = Written { weights: &learned.weights, network: learned.network.as_ref(), record: &record };
+    own.write(&written, &out, 5 << 30, text, &mut |_| Ok(())).unwrap();
+    own.check_learned(&written, &out).unwrap();
     let shards = Shards::open(&out).unwrap();
     let Architecture::Network(found) = Architecture::open(gpu(), &shards, None).unwrap() else {
         panic!("a network")

@@ -8,6 +8,7 @@ use std::time::Instant;
 use tiebeam::files::size;
 use tiebeam::merge::job::Job;
 use tiebeam::merge::learning::Learned;
+use tiebeam::merge::written::Written;
 use tiebeam::merge::{Architecture, Weights};
 use tiebeam::{Gpu, Result};
 
@@ -62,13 +63,17 @@ pub fn write(
     if !learned.record.is_null() {
         context.record(&learned.record)?;
     }
-    let bytes: u64 = learned.weights.values().map(|x| 4 * x.count() as u64).sum();
-    job.write(&learned.weights, learned.network.as_ref(), to.folder, to.shard_bytes, to.config, &mut |_| {
+    let written =
+        Written { weights: &learned.weights, network: learned.network.as_ref(), record: &learned.record };
+    job.write(&written, to.folder, to.shard_bytes, to.config, &mut |_| {
         unless_stopped(stopped, "nothing was written")
     })?;
-    let (seconds, count) = (start.elapsed().as_secs_f64(), learned.weights.len());
+    job.check_learned(&written, to.folder)?;
+    context.note("read back: every tensor is there in its shape and type");
+    let (seconds, count, bytes) =
+        (start.elapsed().as_secs_f64(), learned.weights.len(), job.written_bytes(&written));
     let (all, place) = (size(bytes), to.folder.display());
-    context.result(format_args!("{count} tensors, {all} of f32 in {seconds:.1} s: {place}"));
+    context.result(format_args!("{count} tensors, {all} in {seconds:.1} s: {place}"));
     context.record(&json!({
         "line": "merged", "out": to.folder, "tensors": count, "bytes": bytes, "seconds": seconds, "notes": job.notes,
     }))
@@ -81,11 +86,15 @@ pub fn reversible(
     sources: &[&dyn Weights],
     to: &Target,
     context: &Context,
+    stopped: &AtomicBool,
 ) -> Result<()> {
     let start = Instant::now();
-    let bar = context.bar(None, "{spinner} {elapsed} {wide_msg}");
-    bar.set_message("computing bases");
-    let models = job.reversible(gpu, sources)?;
+    let bar = context.bar(Some(0), "{bar:30} {pos}/{len} tensors, {elapsed} so far, about {eta} to go");
+    let models = job.reversible(gpu, sources, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        unless_stopped(stopped, "nothing was written")
+    })?;
     job.write_reversible(&models, to.folder, to.config)?;
     bar.finish_and_clear();
     let [stored, all] = models.numbers();

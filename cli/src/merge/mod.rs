@@ -77,7 +77,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     let to = Target { folder: out, shard_bytes: args.shard_size, config: &text };
     if job.config.method == Method::Rmm {
-        return learned::reversible(&gpu, &job, &sources, &to, context);
+        return learned::reversible(&gpu, &job, &sources, &to, context, &stopped);
     }
     match job.config.needs_data() {
         true => learned::write(&gpu, &job, &sources, &to, context, &stopped)?,
@@ -117,9 +117,8 @@ fn plan(job: &Job, shard_bytes: u64) -> Value {
 /// Aligns the models and prints how near each came to the target.
 fn align(gpu: &Gpu, job: &Job, settings: &Align, context: &Context, stopped: &AtomicBool) -> Result<Aligned> {
     let bar = context.bar(None, "{spinner} {elapsed} {wide_msg}");
-    let aligned = job.align(gpu, settings, &mut |path, visit| {
-        let (run, sweep, group) = (visit.run + 1, visit.sweep + 1, &visit.group);
-        bar.set_message(format!("aligning {}: run {run}, sweep {sweep}, {group}", path.display()));
+    let aligned = job.align(gpu, settings, &mut |path, what| {
+        bar.set_message(format!("aligning {}: {what}", path.display()));
         unless_stopped(stopped, "nothing was written")
     });
     bar.finish_and_clear();
@@ -129,13 +128,18 @@ fn align(gpu: &Gpu, job: &Job, settings: &Align, context: &Context, stopped: &At
         let path = model.path.display();
         let proof = if m.exact { "each assignment proved best" } else { "assignments not proved best" };
         let (before, after, moved) = (m.distance_before, m.distance, m.permutation.moved());
-        context.result(format_args!(
-            "aligned {path}: distance {before:.4} to {after:.4}, {moved} indices moved, {} sweeps, {proof}",
-            m.sweeps
-        ));
+        match m.similarity {
+            Some(mean) => context.result(format_args!(
+                "aligned {path} by activations: {moved} indices moved, mean similarity {mean:.4}, {proof}"
+            )),
+            None => context.result(format_args!(
+                "aligned {path}: distance {before:.4} to {after:.4}, {moved} indices moved, {} sweeps, {proof}",
+                m.sweeps
+            )),
+        }
         context.record(&json!({
             "line": "aligned", "model": model.path, "distance_before": before, "distance": after,
-            "moved": moved, "sweeps": m.sweeps, "exact": m.exact,
+            "moved": moved, "sweeps": m.sweeps, "exact": m.exact, "similarity": m.similarity,
         }))?;
     }
     Ok(aligned)
@@ -203,6 +207,14 @@ fn evaluate(
             })
         };
         unless_stopped(stopped, "the merge is written")?;
+        // The inputs of a merge may lack what its output has, such as two heads.
+        if path != out
+            && let Some(error) = tasks.iter().find_map(|task| architecture.check(weights, task).err())
+        {
+            bar.finish_and_clear();
+            context.note(format_args!("{} is not scored: {error}", path.display()));
+            continue;
+        }
         let scores = tasks.iter().map(score).collect::<Result<Vec<_>>>()?;
         bar.finish_and_clear();
         table.row(&path.display().to_string(), path, &scores)?;

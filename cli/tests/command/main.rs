@@ -9,6 +9,7 @@ mod merges;
 mod models;
 mod predict;
 mod quantise;
+mod scores;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 mod surface;

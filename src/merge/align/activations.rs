@@ -46,6 +46,8 @@ pub struct ActivationMatching {
 pub struct ActivationMatch {
     /// The permutation, to be applied to `b`.
     pub permutation: Permutation,
+    /// Per group, the similarity of each unit and the one that it is matched to.
+    pub agreement: BTreeMap<String, Vec<f64>>,
     /// Per group, the summed similarity of the matched units.
     pub values: BTreeMap<String, f64>,
     /// The largest optimality gap of any group's assignment.
@@ -108,6 +110,7 @@ impl ActivationMatching {
     pub fn solve(&self) -> Result<ActivationMatch> {
         let mut orders = self.plan.identity();
         let mut values = BTreeMap::new();
+        let mut agreement = BTreeMap::new();
         let mut gap = 0.0f64;
         for unit in &self.plan.units {
             if unit.orders.iter().all(|order| !self.sums.contains_key(order)) {
@@ -115,11 +118,20 @@ impl ActivationMatching {
             }
             let costs = unit.orders.iter().map(|&order| self.cost(order)).collect::<Result<Vec<_>>>()?;
             let Solved { orders: best, value, proof, .. } = solve(unit, &costs, None)?;
+            if let ([cost], [order]) = (&costs[..], &best[..]) {
+                let of = |(i, &j): (usize, &u32)| f64::from(cost.values[i * order.len() + j as usize]);
+                agreement.insert(unit.name.clone(), order.iter().enumerate().map(of).collect());
+            }
             unit.orders.iter().zip(best).for_each(|(&order, best)| orders[order] = best);
             values.insert(unit.name.clone(), value);
             gap = gap.max(proof.gap);
         }
-        Ok(ActivationMatch { permutation: Permutation::of(&self.spec, &self.plan, orders), values, gap })
+        Ok(ActivationMatch {
+            permutation: Permutation::of(&self.spec, &self.plan, orders),
+            agreement,
+            values,
+            gap,
+        })
     }
 
     fn cost(&self, order: usize) -> Result<Cost> {

@@ -25,6 +25,10 @@ impl Weights for Mean<'_> {
         }
     }
 
+    fn is_float(&self, name: &str) -> bool {
+        self.0.first().is_some_and(|first| first.is_float(name))
+    }
+
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         for model in &self.0 {

@@ -20,6 +20,7 @@ impl Spec {
     /// # Errors
     /// When a layer is missing, or the units that one layer writes are not those that another reads.
     pub fn network(weights: &dyn Weights, network: &Network) -> Result<Spec> {
+        network.check_once("permutation spec")?;
         let mut walk = Walk { spec: Builder::new(weights)?, units: None };
         walk.steps(&network.steps, Target::Fixed)?;
         Ok(walk.spec.build())
@@ -185,10 +186,10 @@ pub(in crate::merge) fn rows_of(x: &Tensor) -> Tensor {
 /// Rows whose activations are held at a time.
 const ROWS: usize = 256;
 
-/// Matches the units of two networks by their activations behind each nonlinearity.
+/// Matches the units of two networks by their activations behind each nonlinearity. `on` is told how many rows are done of how many.
 ///
 /// # Errors
-/// When networks and inputs do not fit, activations are not finite, or the device fails.
+/// When networks and inputs do not fit, activations are not finite, or the device fails; what `on` returns.
 pub fn match_activations(
     gpu: &Gpu,
     network: &Network,
@@ -196,11 +197,13 @@ pub fn match_activations(
     [a, b]: [&dyn Weights; 2],
     inputs: &Tensor,
     similarity: Similarity,
+    on: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<ActivationMatch> {
     let mut matching = ActivationMatching::new(spec, a, b, similarity)?;
     let rows = inputs.shape().first().copied().unwrap_or(0);
-    for first in (0..rows).step_by(ROWS) {
-        let x = inputs.slice(0, first..(first + ROWS).min(rows));
+    let at_once = network.rows_at_once(gpu, a, inputs.shape(), false)?.min(ROWS);
+    for first in (0..rows).step_by(at_once) {
+        let x = inputs.slice(0, first..(first + at_once).min(rows));
         let of = |weights: &dyn Weights| activations(gpu, network, weights, &x);
         let [of_a, of_b] = [of(a)?, of(b)?];
         for ((layer, x), (_, y)) in of_a.iter().zip(&of_b) {
@@ -208,6 +211,7 @@ pub fn match_activations(
                 matching.add(&group.name, x, y)?;
             }
         }
+        on((first + at_once).min(rows), rows)?;
     }
     matching.solve()
 }
@@ -278,6 +282,10 @@ pub(in crate::merge) fn shown(
     layer: &str,
     is_output: bool,
 ) -> Result<Tensor> {
+    // Statistics of as many rows as go through at a time, spread over all.
+    let rows = inputs.shape().first().copied().unwrap_or(0);
+    let at_once = network.rows_at_once(gpu, weights, inputs.shape(), false)?;
+    let inputs = &spread(inputs, at_once.max(2).min(rows));
     let mut found = None;
     no_grad(|| {
         network.run(gpu, weights, inputs, &mut |seen| {
@@ -291,4 +299,14 @@ pub(in crate::merge) fn shown(
     })
     .map(drop)?;
     found.ok_or_else(|| Error::config(format!("the network has no layer `{layer}`")))
+}
+
+/// So many rows of a tensor, evenly spread.
+fn spread(x: &Tensor, count: usize) -> Tensor {
+    let rows = x.shape().first().copied().unwrap_or(0);
+    if count >= rows {
+        return x.clone();
+    }
+    let places: Vec<u32> = (0..count).map(|i| (i * rows / count) as u32).collect();
+    x.index_select(0, &Tensor::from_slice(x.gpu(), &places, [count]))
 }

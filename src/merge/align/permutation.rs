@@ -335,6 +335,10 @@ impl Weights for Permuted<'_> {
         }
     }
 
+    fn is_float(&self, name: &str) -> bool {
+        self.weights.is_float(name)
+    }
+
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let mut x = self.weights.read(gpu, name)?;
         for turn in self.moves.get(name).into_iter().flatten() {

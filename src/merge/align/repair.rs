@@ -137,5 +137,5 @@ pub fn reset_statistics(
 }
 
 fn all(gpu: &Gpu, weights: &dyn Weights) -> Result<BTreeMap<String, Tensor>> {
-    weights.names().into_iter().map(|name| Ok((name.clone(), weights.read(gpu, &name)?))).collect()
+    weights.float_names().into_iter().map(|name| Ok((name.clone(), weights.read(gpu, &name)?))).collect()
 }

@@ -124,14 +124,7 @@ impl Architecture {
         task: &Task,
         on: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Score> {
-        self.check(weights, task)?;
-        let score = match &task.data {
-            TaskData::Labelled(data) => Score::from(self.evaluation(gpu, weights, data)?),
-            TaskData::Tokens(data) => {
-                let run = |model: &Lm| evaluate(model, &data.tokens, data.limit, on);
-                Score::of_text(self.with_model(gpu, weights, data.context, run)??)
-            }
-        };
+        let score = self.score_any(gpu, weights, task, on)?;
         match score.loss.is_finite() {
             true => Ok(score),
             false => Err(Error::config(format!(
@@ -139,6 +132,24 @@ impl Architecture {
                 task.name, score.loss
             ))),
         }
+    }
+
+    /// [`Architecture::score`], whose loss may be NaN or infinite.
+    pub(in crate::merge) fn score_any(
+        &self,
+        gpu: &Gpu,
+        weights: &dyn Weights,
+        task: &Task,
+        on: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Score> {
+        self.check(weights, task)?;
+        Ok(match &task.data {
+            TaskData::Labelled(data) => Score::from(self.evaluation(gpu, weights, data)?),
+            TaskData::Tokens(data) => {
+                let run = |model: &Lm| evaluate(model, &data.tokens, data.limit, on);
+                Score::of_text(self.with_model(gpu, weights, data.context, run)??)
+            }
+        })
     }
 
     /// Loss, accuracy and best temperature of a network on labelled rows.

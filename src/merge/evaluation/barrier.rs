@@ -25,6 +25,10 @@ impl Weights for Interpolated<'_> {
         self.a.shape(name)
     }
 
+    fn is_float(&self, name: &str) -> bool {
+        self.a.is_float(name)
+    }
+
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let [a, b] = [self.a.read(gpu, name)?, self.b.read(gpu, name)?];
         if a.shape() != b.shape() {
@@ -40,7 +44,7 @@ impl Weights for Interpolated<'_> {
 /// When a tensor cannot be read or the two models differ in shapes.
 pub fn distance(gpu: &Gpu, a: &dyn Weights, b: &dyn Weights) -> Result<f64> {
     let mut sum = 0.0;
-    for name in a.names() {
+    for name in a.float_names() {
         let [x, y] = [a.read(gpu, &name)?, b.read(gpu, &name)?];
         if x.shape() != y.shape() {
             return Err(unlike(&name, &x, &y));

@@ -3,7 +3,7 @@
 use super::barrier::Evaluation;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::store::{File, FileDType};
+use crate::store::File;
 use crate::tensor::Tensor;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -166,7 +166,13 @@ impl TaskFile {
 #[cfg(feature = "text")]
 fn tokens_of(path: &Path, folder: &Path) -> Result<Vec<u32>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let words = crate::text::Words::open(folder)?;
+    let words = crate::text::Words::open(folder).map_err(|error| {
+        let place = folder.display();
+        Error::config(format!(
+            "{}: a text is for a language model, and {place} has no tokenizer ({error})",
+            path.display()
+        ))
+    })?;
     let mut tokens: Vec<u32> = words.bos().into_iter().collect();
     tokens.extend(words.encode_plain(&text)?);
     match tokens.len() {
@@ -188,10 +194,7 @@ impl Labelled {
     pub fn open(gpu: &Gpu, path: impl AsRef<Path>, inputs: &str, labels: &str) -> Result<Labelled> {
         let file = File::open(path.as_ref())?;
         let shape = file.info(inputs)?.shape.clone();
-        let float = matches!(
-            file.info(inputs)?.dtype,
-            FileDType::F64 | FileDType::F32 | FileDType::F16 | FileDType::BF16
-        );
+        let float = file.info(inputs)?.dtype.is_float();
         let values = if float {
             file.tensor_f32(inputs)?
         } else {

@@ -3,6 +3,7 @@
 use super::job::{Job, Model};
 use super::method::Method;
 use crate::error::{Error, Result};
+use crate::merge::Weights;
 use crate::models::adapter::{Base, SETTINGS};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -29,6 +30,18 @@ impl Job {
         let some: Vec<&Model> = self.models.iter().filter(|model| model.is_adapter).collect();
         let Some(first) = some.first() else { return Ok(()) };
         let mut problems = Vec::new();
+        // One sentence in the place of one for each tensor.
+        if some.len() == self.models.len()
+            && let Some(other) =
+                some.iter().find(|model| model.checkpoint.names() != first.checkpoint.names())
+        {
+            self.problems = vec![format!(
+                "{} and {} are adapters of different layers, and are not merged with each other",
+                first.path.display(),
+                other.path.display()
+            )];
+            return Ok(());
+        }
         if let Some(model) = self.models.iter().find(|model| !model.is_adapter) {
             let (adapter, model) = (first.path.display(), model.path.display());
             // Everything else that does not fit follows from this.
@@ -61,7 +74,7 @@ impl Job {
             let known = base.as_ref().zip(lead_base.as_ref());
             let differ = match known {
                 Some((a, b)) => a.fingerprint != b.fingerprint,
-                None => name != lead_name,
+                None => last(name) != last(lead_name),
             };
             if differ {
                 let said = |base: &Option<Base>, name: &str| {
@@ -96,6 +109,11 @@ impl Job {
         }
         notes
     }
+}
+
+/// The last part of a path or name.
+fn last(name: &str) -> &str {
+    name.trim_end_matches('/').rsplit('/').next().unwrap_or(name)
 }
 
 /// Whether a setting is off.

@@ -2,15 +2,16 @@
 
 use super::config::Align;
 use super::job::{Job, Model};
+use super::method::Method;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::merge::align::activations::{ActivationMatch, Similarity};
-use crate::merge::align::matching::{MatchOptions, Matching, Visit, match_weights_with};
+use crate::merge::align::matching::{MatchOptions, Matching, match_weights_with};
 use crate::merge::align::networks::match_activations;
 use crate::merge::align::permutation::Permutation;
 use crate::merge::align::spec::Spec;
 use crate::merge::evaluation::barrier::distance;
-use crate::merge::{Architecture, Weights};
+use crate::merge::{Architecture, Shards, Weights};
 use crate::models::network::Network;
 use crate::tensor::Tensor;
 use std::ops::ControlFlow;
@@ -30,6 +31,8 @@ pub struct Found {
     pub sweeps: usize,
     /// Whether every assignment is proved to be the best.
     pub exact: bool,
+    /// The mean similarity of matched units, if they were matched by activations.
+    pub similarity: Option<f64>,
 }
 
 impl Found {
@@ -40,17 +43,21 @@ impl Found {
             distance: matching.distance,
             sweeps: matching.sweeps,
             exact: matching.exact,
+            similarity: None,
         }
     }
 
     fn of_activations(gpu: &Gpu, a: &dyn Weights, b: &dyn Weights, found: ActivationMatch) -> Result<Found> {
         let moved = distance(gpu, a, &found.permutation.permuted(&b))?;
+        let units: Vec<f64> = found.agreement.values().flatten().copied().collect();
+        let mean = units.iter().sum::<f64>() / units.len().max(1) as f64;
         let most = found.values.values().fold(0.0f64, |most, value| most.max(value.abs()));
         Ok(Found {
             distance_before: distance(gpu, a, b)?,
             distance: moved,
             sweeps: 0,
             exact: found.gap <= 1e-9 * most,
+            similarity: Some(mean),
             permutation: found.permutation,
         })
     }
@@ -66,7 +73,7 @@ pub struct Aligned {
 }
 
 impl Job {
-    /// Matches every model to the target of `align`. Calls `watch` with the model's path after each visit; an error of `watch`
+    /// Matches every model to the target of `align`. Calls `watch` with the model's path and what was done, again and again; an error of `watch`
     /// ends the search.
     ///
     /// # Errors
@@ -75,16 +82,25 @@ impl Job {
         &self,
         gpu: &Gpu,
         align: &Align,
-        watch: &mut dyn FnMut(&Path, &Visit) -> Result<()>,
+        watch: &mut dyn FnMut(&Path, &str) -> Result<()>,
     ) -> Result<Aligned> {
         self.check()?;
+        if self.config.method == Method::Signature {
+            return Err(Error::config(
+                "align: a signature's models are compared with the clean and the pretrained model, and are not moved; align them first",
+            ));
+        }
         let target = match &align.target {
             None => 0,
             Some(path) => self.models.iter().position(|m| m.path == *path).ok_or_else(|| {
                 Error::config(format!("align.target: {} is none of the models", path.display()))
             })?,
         };
-        let spec = Spec::named(&align.spec, &self.models[target].checkpoint)?;
+        let lead: &Shards = &self.models[target].checkpoint;
+        let spec = match (align.spec.as_str(), self.network()?) {
+            ("network", Some(network)) => Spec::network(lead, &network)?,
+            (name, _) => Spec::named(name, lead)?,
+        };
         let mut through: Vec<Option<usize>> = (0..self.models.len()).map(Some).collect();
         for output in &self.outputs {
             for (fisher, model) in output.others.iter().zip(&output.models) {
@@ -117,14 +133,22 @@ impl Job {
                 continue;
             }
             if let Some((network, inputs)) = &by_activations {
-                let found =
-                    match_activations(gpu, network, &spec, [a, model], inputs, Similarity::InnerProduct)?;
+                let found = match_activations(
+                    gpu,
+                    network,
+                    &spec,
+                    [a, model],
+                    inputs,
+                    Similarity::InnerProduct,
+                    &mut |done, all| watch(&model.path, &format!("{done} of {all} rows")),
+                )?;
                 matchings.push(Some(Found::of_activations(gpu, a, model, found)?));
                 continue;
             }
             let mut stopped = Ok(());
             let matching = match_weights_with(gpu, &spec, a, model, &options, &mut |visit| {
-                stopped = watch(&model.path, visit);
+                let (run, sweep, group) = (visit.run + 1, visit.sweep + 1, &visit.group);
+                stopped = watch(&model.path, &format!("run {run}, sweep {sweep}, {group}"));
                 if stopped.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
             stopped?;

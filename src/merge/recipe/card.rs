@@ -25,7 +25,7 @@ impl Job {
         let mut text = String::from("---\n");
         let mut line = |words: String| text.write_str(&(words + "\n")).expect("a String takes everything");
         line("base_model:".into());
-        sources.iter().for_each(|model| line(format!("- {}", name(model))));
+        sources.iter().for_each(|model| line(format!("- {}", quoted(&name(model)))));
         line("tags:\n- merge\n- tiebeam".into());
         // One licence for the whole only if every source names it.
         let first = licences.first().cloned().flatten();
@@ -41,7 +41,7 @@ impl Job {
         ));
         line("| model | licence |\n|---|---|".into());
         for (model, licence) in sources.iter().zip(&licences) {
-            let base = self.config.base.as_deref() == Some(&model.path);
+            let base = self.has_base() && self.config.base.as_deref() == Some(&model.path);
             let licence = licence.as_deref().unwrap_or("not named in its card");
             line(format!("| {}{} | {licence} |", name(model), if base { " (base)" } else { "" }));
         }
@@ -63,13 +63,20 @@ fn name(model: &Model) -> String {
     }
 }
 
+/// A name as YAML takes it: in quotes unless it is plain.
+fn quoted(name: &str) -> String {
+    let is_plain = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._/+".contains(c));
+    if is_plain { name.to_string() } else { serde_json::Value::from(name).to_string() }
+}
+
 /// The licence that a model's card names at its head.
 fn licence(place: &Path) -> Option<String> {
     let folder = if place.is_dir() { place } else { place.parent()? };
     let text = std::fs::read_to_string(folder.join(CARD)).ok()?;
     let head = text.strip_prefix("---")?.split("\n---").next()?;
     let own = head.lines().find_map(|line| line.strip_prefix("license:"))?;
-    let own = own.trim().trim_matches(['"', '\'']);
+    let own = own.split(" #").next().unwrap_or(own).trim().trim_matches(['"', '\'']);
     let is_plain = own.chars().all(|c| c.is_ascii_alphanumeric() || "-._+".contains(c));
     (!own.is_empty() && is_plain).then(|| own.to_string())
 }
@@ -87,6 +94,8 @@ mod tests {
         };
         assert_eq!(said("---\nlicense: apache-2.0\ntags: []\n---\n# A"), Some("apache-2.0".into()));
         assert_eq!(said("---\nlicense: \"mit\"\n---\n"), Some("mit".into()));
+        assert_eq!(said("---\nlicense: mit # ours\n---\n"), Some("mit".into()));
+        assert_eq!(["a/b-1.0", "we: ird", "1.5"].map(quoted), ["a/b-1.0", "\"we: ird\"", "\"1.5\""]);
         assert_eq!(said("# A model\nlicense: mit\n"), None);
         assert_eq!(said("---\nlicense: [a](b)\n---\n"), None);
         assert_eq!(said("---\ntags: []\n---\nlicense: mit"), None);

@@ -224,7 +224,8 @@ impl MergeConfig {
     /// Gives every model the weight at which a search starts, if it has none of its own.
     fn start_search(&mut self) {
         let Some(search) = &self.search else { return };
-        let start = Setting::Same(Scalar::Number(search.first()));
+        let all = self.parameters.get("weight").cloned();
+        let start = all.unwrap_or(Setting::Same(Scalar::Number(search.first())));
         for source in self.slices.iter_mut().flat_map(|slice| &mut slice.sources) {
             source.parameters.entry("weight".into()).or_insert_with(|| start.clone());
         }
@@ -233,6 +234,17 @@ impl MergeConfig {
     /// Whether what is written depends on data: it is learned, searched for or repaired on the tasks of `learn`.
     pub fn needs_data(&self) -> bool {
         self.method.is_learned() || self.search.is_some() || self.repair
+    }
+
+    /// What of the configuration needs the tasks of `learn`.
+    fn asker(&self) -> Option<String> {
+        match () {
+            () if self.method.is_learned() => Some(format!("`{}`", self.method.name())),
+            () if self.search.is_some() => Some("`search`".into()),
+            () if self.repair => Some("`repair`".into()),
+            () if self.by_activations() => Some("`matcher: activations`".into()),
+            () => None,
+        }
     }
 
     /// Whether models are aligned by their activations.
@@ -249,11 +261,10 @@ impl MergeConfig {
                 "base_model: `{name}` needs one: the model that the others were trained from"
             ));
         }
-        if super::learn::needs_data(self) && self.learn.is_none() {
+        if let Some(asker) = self.asker().filter(|_| self.learn.is_none()) {
             return wrong(format!(
-                "learn: {} needs tasks to learn from, such as `learn: {{data: train.safetensors}}`; take other rows than those of \
-                 `evaluate`",
-                super::learn::asker(self)
+                "learn: {asker} needs tasks to learn from, such as `learn: {{data: train.safetensors}}`; take other rows than those of \
+                 `evaluate`"
             ));
         }
         let alone = matches!(self.method, Method::Fisher | Method::Signature | Method::Rmm);

@@ -2,7 +2,7 @@
 
 use super::config::{Slice, Source};
 use super::heads::{HEADS, is_table};
-use super::job::{Input, Job, Model, Output, Stage, is_float};
+use super::job::{Input, Job, Model, Output, Stage};
 use super::method::{Arguments, Method};
 use crate::error::Result;
 use crate::merge::Weights;
@@ -181,7 +181,7 @@ impl Job {
                             "`{}` is {own:?} in {path} and {shape:?} in {other}{hint}",
                             input.name
                         ));
-                    } else if is_float(*dtype) != is_float(own_type) {
+                    } else if dtype.is_float() != own_type.is_float() {
                         let (a, b) = (own_type, dtype);
                         problems.push(format!("`{}` is {a} in {path} and {b} in {other}", input.name));
                     }
@@ -260,7 +260,7 @@ impl Job {
         let all = inputs.iter().map(bytes).collect::<Result<Vec<&[u8]>>>()?;
         let first = self.models[inputs[0].model].checkpoint.info(&inputs[0].name)?.dtype;
         let path = self.models[inputs[0].model].path.display();
-        if !is_float(first) {
+        if !first.is_float() {
             if let Some(other) = all.iter().position(|bytes| *bytes != all[0]) {
                 let other = self.models[inputs[other].model].path.display();
                 let note = format!(
@@ -296,7 +296,7 @@ impl Job {
             (Some(dtype), None)
                 if output.dtype == stored
                     && stored != dtype
-                    && (is_float(stored) || is_small_float(stored)) =>
+                    && (stored.is_float() || is_small_float(stored)) =>
             {
                 self.gather(format!("{{}} stay {stored} and do not become {dtype}"), &output.name);
             }
@@ -427,8 +427,9 @@ impl Model {
         let is_packed = |name: &String| {
             let Ok(info) = self.checkpoint.info(name) else { return false };
             // Some plain models have such names too, of floats.
-            let by_name = PACKED.iter().any(|end| name.ends_with(end)) && (declared || !is_float(info.dtype));
-            let is_matrix = info.shape.len() > 1 && !is_float(info.dtype) && info.dtype != FileDType::Bool;
+            let by_name =
+                PACKED.iter().any(|end| name.ends_with(end)) && (declared || !info.dtype.is_float());
+            let is_matrix = info.shape.len() > 1 && !info.dtype.is_float() && info.dtype != FileDType::Bool;
             by_name || is_matrix && (declared || name.ends_with("weight") && !is_small_float(info.dtype))
         };
         self.checkpoint.names().into_iter().find(is_packed)

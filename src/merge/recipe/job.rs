@@ -133,10 +133,6 @@ fn with_layer(name: &str, layer: usize) -> String {
     parts.join(".")
 }
 
-pub(super) fn is_float(dtype: FileDType) -> bool {
-    matches!(dtype, FileDType::F64 | FileDType::F32 | FileDType::F16 | FileDType::BF16)
-}
-
 impl Job {
     /// Opens the models and lists the output's tensors. Everything that does not fit is listed in [`Job::problems`].
     ///
@@ -169,6 +165,7 @@ impl Job {
         }
         job.outputs.sort_by(|a, b| a.name.cmp(&b.name));
         job.look()?;
+        job.check_learning()?;
         Ok(job)
     }
 
@@ -183,6 +180,9 @@ impl Job {
             self.notes.push(format!("{place} is in the cache of Hugging Face's hub"));
         }
         self.notes.extend(model.checkpoint.notes().iter().map(|note| format!("{place}: {note}")));
+        if let Some(named) = model.other_base() {
+            self.notes.push(format!("{place}: the adapter says that it is of `{named}`"));
+        }
         self.models.push(model);
         Ok(self.models.len() - 1)
     }
@@ -267,7 +267,9 @@ impl Job {
             }
             arguments.is_norm = self.is_norm(&models[0]);
         }
-        if self.config.method == super::method::Method::Fisher {
+        // What is no float is copied, and needs no diagonal.
+        let is_float = self.models[models[0].model].is_float(&models[0].name);
+        if self.config.method == super::method::Method::Fisher && is_float {
             for (source, input) in sources.iter().zip(&models) {
                 let path = self.config.parameter("fisher", slice, Some(source), &name, depth);
                 let Some(Scalar::Text(path)) = path else {
@@ -287,7 +289,7 @@ impl Job {
                 arguments.row = output.shape.last().copied().unwrap_or(1);
             }
             // Masks and buffers keep the type in which they are right.
-            if is_float(dtype) && (is_merged || self.passes_through(&arguments)) {
+            if dtype.is_float() && (is_merged || self.passes_through(&arguments)) {
                 output.dtype = self.config.dtype.unwrap_or(dtype);
             }
             if is_merged && output.dtype == FileDType::F64 {
@@ -389,7 +391,10 @@ impl Job {
                 .unwrap_or(0),
             None => 0,
         };
-        self.outputs.iter().map(of).max().unwrap_or(0) + moved
+        // What is learned, searched for or repaired is held whole: the models, what is made of them, and gradients.
+        let elements: u64 = self.outputs.iter().map(|o| o.count() as u64).sum();
+        let whole = if self.config.needs_data() { 4 * elements * (self.models.len() as u64 + 4) } else { 0 };
+        self.outputs.iter().map(of).max().unwrap_or(0) + moved + whole
     }
 
     /// Distributes the outputs, sorted by name, over files of up to `shard_bytes`. Returns each file's name and outputs.

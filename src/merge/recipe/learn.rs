@@ -1,8 +1,8 @@
 //! Methods whose result is learned on data before it is written, and the search for the weights of others.
 
-use super::config::{MergeConfig, Scalar, Search, Setting};
+use super::config::{MergeConfig, Scalar, Search, Setting, Source};
 use super::job::Job;
-use super::method::Method;
+use super::method::{Arguments, Method};
 use super::setting::{Limits, number};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -10,7 +10,7 @@ use crate::merge::Weights;
 use crate::merge::cma::{CmaOptions, Found, maximise};
 use crate::merge::evaluate::{Score, Task, TaskData};
 use crate::merge::learn::{LearnOptions, Objective, learn};
-use crate::merge::map::{Map, MapOptions, map};
+use crate::merge::map::{Map, MapOptions, check_preference, map};
 use crate::merge::pareto;
 use crate::merge::partial::{PleasOptions, merge_networks};
 use crate::merge::{Architecture, align::networks::repair_network};
@@ -67,7 +67,7 @@ impl Job {
         self.check()?;
         let models = self.merged_models(sources)?;
         match self.config.method {
-            Method::Pleas => self.pleas(gpu, &models, architecture, tasks),
+            Method::Pleas => self.pleas(gpu, &models, architecture, tasks, on),
             Method::Atlas => self.atlas(gpu, sources[0], &models, architecture, tasks, on),
             Method::Map => self.map(gpu, sources[0], &models, architecture, tasks, on),
             method => Err(Error::config(format!("`{}` learns nothing", method.name()))),
@@ -124,6 +124,126 @@ impl Job {
         }
     }
 
+    fn learn_options(&self) -> Result<LearnOptions> {
+        let objectives = [
+            ("supervised", Objective::Supervised),
+            ("entropy", Objective::Entropy),
+            ("information", Objective::Information),
+            ("negate", Objective::Negate),
+        ];
+        let usual = LearnOptions::default();
+        Ok(usual
+            .objective(self.word("objective", &objectives)?)
+            .steps(self.count("steps", usual.steps)?)
+            .rate(self.number("rate", f64::from(usual.rate), Limits::Positive)? as f32)
+            .batch(self.count("batch", usual.batch)?)
+            .shots(self.some_count("shots")?)
+            .parts(self.count("parts", usual.parts)?)
+            .budget(self.some_count("budget")?)
+            .control(self.number("control", usual.control, Limits::Share)?)
+            .seed(self.count("seed", 0)? as u64))
+    }
+
+    fn map_options(&self) -> Result<MapOptions> {
+        let links = [
+            ("auto", None),
+            ("sigmoid", Some(pareto::Link::Sigmoid)),
+            ("softplus", Some(pareto::Link::Softplus)),
+            ("identity", Some(pareto::Link::Identity)),
+        ];
+        let usual = MapOptions::default();
+        let [low, high] = usual.search.bounds;
+        let bounds = [self.number("low", low, Limits::Any)?, self.number("high", high, Limits::Any)?];
+        if bounds[0] >= bounds[1] {
+            return Err(Error::config(format!(
+                "parameters `low` {} and `high` {}: low must be less",
+                bounds[0], bounds[1]
+            )));
+        }
+        let population = self.count("population", usual.search.population)?;
+        if population < 4 || !population.is_multiple_of(2) {
+            return Err(Error::config(format!(
+                "parameter `population` is {population}; it must be even, and 4 or more"
+            )));
+        }
+        let generations = self.count("generations", usual.search.generations)?;
+        let search = usual.search.bounds(bounds).population(population).generations(generations);
+        Ok(usual
+            .samples(self.count("samples", usual.samples)?)
+            .search(search)
+            .link(self.word("link", &links)?)
+            .seed(self.count("seed", 0)? as u64))
+    }
+
+    fn pleas_options(&self) -> Result<PleasOptions> {
+        let usual = PleasOptions::default();
+        Ok(usual
+            .ratio(self.number("ratio", usual.ratio, Limits::Share)?)
+            .ridge(self.number("ridge", usual.ridge, Limits::Positive)?)
+            .separate_heads(self.word("heads", &[("merged", false), ("separate", true)])?)
+            .by_activations(self.word("match", &[("weights", false), ("activations", true)])?))
+    }
+
+    /// The weights of the tasks, by which a point of the front is chosen.
+    fn preference(&self, tasks: usize) -> Result<Vec<f64>> {
+        let all = match self.config.parameters.get("preference") {
+            None => vec![1.0; tasks],
+            Some(Setting::Gradient(all)) => all.clone(),
+            Some(_) => {
+                return Err(Error::config("parameter `preference` must be a list, one number for each task"));
+            }
+        };
+        check_preference(&all)?;
+        match all.len() == tasks {
+            true => Ok(all),
+            false => Err(Error::config(format!("map: {} preferences for {tasks} tasks", all.len()))),
+        }
+    }
+
+    /// Checks what a method that learns will ask for, before anything is opened: its parameters, and that the tasks' files are there.
+    pub(super) fn check_learning(&mut self) -> Result<()> {
+        match self.config.method {
+            Method::Atlas => drop(self.learn_options()?),
+            Method::Map => {
+                self.map_options()?;
+                self.preference(self.config.learn.as_ref().map_or(0, |learn| learn.tasks.len()))?;
+            }
+            Method::Pleas => drop(self.pleas_options()?),
+            _ => {}
+        }
+        let tasks = [&self.config.learn, &self.config.evaluate];
+        let tasks = tasks.into_iter().flatten().flat_map(|tasks| &tasks.tasks);
+        let missing = tasks.filter(|task| !task.path.exists());
+        let missing: Vec<String> =
+            missing.map(|task| format!("{}: there is no such file of a task", task.path.display())).collect();
+        self.problems.extend(missing);
+        if self.config.repair {
+            self.middle()?;
+        }
+        Ok(())
+    }
+
+    /// Where between two models a merge lies that is to be repaired, from 0 to 1. `None` if it is on no line between two.
+    fn middle(&self) -> Result<Option<f64>> {
+        let merged: Vec<&Arguments> =
+            self.outputs.iter().filter_map(|output| output.arguments.as_ref()).collect();
+        let Some(first) = merged.first().filter(|_| self.outputs.iter().all(|o| o.models.len() <= 2)) else {
+            return Ok(None);
+        };
+        let is_even = merged.iter().all(|own| own.weights == first.weights && own.t == first.t);
+        Ok(match self.config.method {
+            Method::Average => Some(0.5),
+            Method::Linear | Method::NuSlerp | Method::MetricsWeighted if is_even => {
+                match first.weights[..] {
+                    [a, b] if a + b != 0.0 => Some(f64::from(b / (a + b))),
+                    _ => None,
+                }
+            }
+            Method::Slerp if is_even => Some(f64::from(first.t)),
+            _ => None,
+        })
+    }
+
     fn atlas(
         &self,
         gpu: &Gpu,
@@ -133,25 +253,10 @@ impl Job {
         tasks: &[Task],
         on: &mut On,
     ) -> Result<Learned> {
-        let objectives = [
-            ("supervised", Objective::Supervised),
-            ("entropy", Objective::Entropy),
-            ("information", Objective::Information),
-            ("negate", Objective::Negate),
-        ];
-        let usual = LearnOptions::default();
-        let options = usual
-            .objective(self.word("objective", &objectives)?)
-            .steps(self.count("steps", usual.steps)?)
-            .rate(self.number("rate", f64::from(usual.rate), Limits::Positive)? as f32)
-            .batch(self.count("batch", usual.batch)?)
-            .shots(self.some_count("shots")?)
-            .parts(self.count("parts", usual.parts)?)
-            .budget(self.some_count("budget")?)
-            .control(self.number("control", usual.control, Limits::Share)?)
-            .seed(self.count("seed", 0)? as u64);
+        let options = self.learn_options()?;
         let learned = learn(gpu, architecture, base, models, tasks, &options, &mut |done, all, loss| {
-            on(done, all, &format!("loss {loss:.4}"))
+            let word = if loss.is_nan() { "comparing".to_string() } else { format!("loss {loss:.4}") };
+            on(done, all, &word)
         })?;
         let coefficients = learned.coefficients.to_vec::<f32>()?;
         let [first, last] =
@@ -181,34 +286,7 @@ impl Job {
         tasks: &[Task],
         on: &mut On,
     ) -> Result<Map> {
-        let links = [
-            ("auto", None),
-            ("sigmoid", Some(pareto::Link::Sigmoid)),
-            ("softplus", Some(pareto::Link::Softplus)),
-            ("identity", Some(pareto::Link::Identity)),
-        ];
-        let usual = MapOptions::default();
-        let [low, high] = usual.search.bounds;
-        let bounds = [self.number("low", low, Limits::Any)?, self.number("high", high, Limits::Any)?];
-        if bounds[0] >= bounds[1] {
-            return Err(Error::config(format!(
-                "parameters `low` {} and `high` {}: low must be less",
-                bounds[0], bounds[1]
-            )));
-        }
-        let population = self.count("population", usual.search.population)?;
-        if population < 4 || !population.is_multiple_of(2) {
-            return Err(Error::config(format!(
-                "parameter `population` is {population}; it must be even, and 4 or more"
-            )));
-        }
-        let generations = self.count("generations", usual.search.generations)?;
-        let search = usual.search.bounds(bounds).population(population).generations(generations);
-        let options = usual
-            .samples(self.count("samples", usual.samples)?)
-            .search(search)
-            .link(self.word("link", &links)?)
-            .seed(self.count("seed", 0)? as u64);
+        let options = self.map_options()?;
         let models = self.merged_models(sources)?;
         map(gpu, architecture, sources[0], &models, tasks, &options, &mut |done, all| {
             on(done, all, "models scored")
@@ -224,19 +302,13 @@ impl Job {
         tasks: &[Task],
         on: &mut On,
     ) -> Result<Learned> {
-        let preference = match self.config.parameters.get("preference") {
-            None => vec![1.0; tasks.len()],
-            Some(Setting::Gradient(all)) => all.clone(),
-            Some(_) => {
-                return Err(Error::config("parameter `preference` must be a list, one number for each task"));
-            }
-        };
+        let preference = self.preference(tasks.len())?;
         let sources: Vec<&dyn Weights> = std::iter::once(base).chain(models.iter().copied()).collect();
         let found = self.front(gpu, &sources, architecture, tasks, on)?;
         let best = found.best(&preference)?;
         let coefficients = best.coefficients.clone();
         let model = crate::merge::map::Combined { base, models, coefficients: coefficients.clone() };
-        let weights = model.names().into_iter().map(|name| Ok((name.clone(), model.read(gpu, &name)?)));
+        let weights = model.float_names().into_iter().map(|name| Ok((name.clone(), model.read(gpu, &name)?)));
         let text: Vec<String> = coefficients.iter().map(|c| format!("{c:.3}")).collect();
         let note = format!(
             "of {} models that were scored, the coefficients {} are best",
@@ -253,18 +325,17 @@ impl Job {
         models: &[&dyn Weights],
         architecture: &Architecture,
         tasks: &[Task],
+        on: &mut On,
     ) -> Result<Learned> {
         let Architecture::Network(network) = architecture else {
             return Err(Error::config("pleas: language models are not merged in part; only networks are"));
         };
-        let usual = PleasOptions::default();
-        let options = usual
-            .ratio(self.number("ratio", usual.ratio, Limits::Share)?)
-            .ridge(self.number("ridge", usual.ridge, Limits::Positive)?)
-            .separate_heads(self.word("heads", &[("merged", false), ("separate", true)])?)
-            .by_activations(self.word("match", &[("weights", false), ("activations", true)])?);
+        let options = self.pleas_options()?;
         let inputs = inputs_of(tasks)?;
-        let merged = merge_networks(gpu, network, [models[0], models[1]], &inputs, &options)?;
+        let merged =
+            merge_networks(gpu, network, [models[0], models[1]], &inputs, &options, &mut |done, all| {
+                on(done, all, "rows")
+            })?;
         let (pairs, apart) = merged.splits.values().fold((0, 0), |(all, apart), split| {
             (all + split.merged.len() + split.apart.len(), apart + split.apart.len())
         });
@@ -297,13 +368,19 @@ impl Job {
         let count = slice.sources.iter().filter(|source| !self.config.is_base_only(source)).count();
         let options =
             CmaOptions::default().bounds(search.bounds).evaluations(search.evaluations).seed(search.seed);
-        let start = vec![search.first(); count];
+        let own = slice.sources.iter().filter(|source| !self.config.is_base_only(source));
+        let start: Vec<f64> = own.map(|source| start_of(source, search)).collect();
+        debug_assert_eq!(start.len(), count);
         let mut done = 0;
         let found = maximise(&start, &options, &mut |weights| {
             let job = self.weighted(weights)?;
             let merged = job.merged(gpu, &job.sources())?;
-            let score = |task: &Task| architecture.score(gpu, &merged, task, &mut |_, _| Ok(()));
-            let scores = tasks.iter().map(score).collect::<Result<Vec<Score>>>()?;
+            let mut scores = Vec::new();
+            for task in tasks {
+                let word = format!("merges, scoring {}", task.name);
+                let mut look = |_: usize, _: usize| on(done, search.evaluations, &word);
+                scores.push(architecture.score_any(gpu, &merged, task, &mut look)?);
+            }
             let merit = scores.iter().map(Score::merit).sum::<f64>() / scores.len() as f64;
             done += 1;
             on(done, search.evaluations, &format!("mean merit {merit:.4}"))?;
@@ -358,7 +435,17 @@ impl Job {
             }
             _ => [all[0], all[0]],
         };
-        repair_network(gpu, network, ends, 0.5, merged, &inputs_of(tasks)?)
+        let t = match (network.batch_norms().is_empty(), self.middle()?) {
+            (false, _) => 0.5,
+            (true, Some(t)) => t,
+            (true, None) => {
+                return Err(Error::config(
+                    "repair: a network without batch norms is repaired where it lies on the line between two models: by average, linear, \
+                     slerp or nuslerp with one weight for all tensors",
+                ));
+            }
+        };
+        repair_network(gpu, network, ends, t, merged, &inputs_of(tasks)?)
     }
 }
 
@@ -376,17 +463,10 @@ pub(super) fn inputs_of(tasks: &[Task]) -> Result<Tensor> {
     }
 }
 
-/// What of a configuration needs data.
-pub(super) fn asker(config: &MergeConfig) -> String {
-    match () {
-        () if config.method.is_learned() => format!("`{}`", config.method.name()),
-        () if config.search.is_some() => "`search`".into(),
-        () if config.repair => "`repair`".into(),
-        () => "`matcher: activations`".into(),
+/// The weight of a model at which a search starts.
+fn start_of(source: &Source, search: &Search) -> f64 {
+    match source.parameters.get("weight") {
+        Some(Setting::Same(Scalar::Number(weight))) => *weight,
+        _ => search.first(),
     }
-}
-
-/// Whether a configuration asks for something that needs data.
-pub(super) fn needs_data(config: &MergeConfig) -> bool {
-    config.needs_data() || config.by_activations()
 }

@@ -24,6 +24,6 @@ mod tables;
 mod tokenizer;
 mod tokens;
 mod vocabulary;
-mod written;
+pub mod written;
 #[cfg(feature = "yaml")]
 pub mod yaml;

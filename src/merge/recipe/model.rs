@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::merge::Shards;
 use crate::merge::Weights;
-use crate::models::adapter::{Base, Lora, WEIGHTS};
+use crate::models::adapter::{Base, Lora, SETTINGS, WEIGHTS};
 use crate::store::{FileDType, INDEX, located};
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
@@ -86,6 +86,18 @@ impl Model {
         located(&split(&self.path).0)
     }
 
+    /// The name of the model that the adapter says it is of, if it is not this one's and nothing else tells them apart.
+    pub(super) fn other_base(&self) -> Option<String> {
+        let (model, adapter) = split(&self.path);
+        let folder = adapter?;
+        let text = std::fs::read_to_string(folder.join(SETTINGS)).ok()?;
+        let settings: Value = serde_json::from_str(&text).ok()?;
+        let named = settings["base_model_name_or_path"].as_str()?.to_string();
+        let own = model.file_name()?.to_string_lossy().into_owned();
+        let differ = named.trim_end_matches('/').rsplit('/').next() != Some(own.as_str());
+        (differ && Base::of_adapter(&folder).is_ok_and(|base| base.is_none())).then_some(named)
+    }
+
     /// Whether a tensor is another one than the file has.
     pub(super) fn changes(&self, name: &str) -> bool {
         self.is_by_token(name) || self.adapter.as_ref().is_some_and(|adapter| adapter.contains(name))
@@ -118,6 +130,10 @@ impl Weights for Model {
             Some(table) => Ok(table.shape.clone()),
             None => self.checkpoint.shape(name),
         }
+    }
+
+    fn is_float(&self, name: &str) -> bool {
+        self.checkpoint.is_float(self.by_token.get(name).map_or(name, |table| &table.name))
     }
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {

@@ -165,6 +165,31 @@ impl Job {
         files::check_folder(out, shards.chain(others).chain(self.settings()?))
     }
 
+    /// The values of an output's first input, in the output's type.
+    pub(super) fn copied(&self, i: usize) -> Result<Vec<u8>> {
+        let output = &self.outputs[i];
+        let from = output.inputs().next().expect("an output has an input");
+        let checkpoint = &self.models[from.model].checkpoint;
+        if checkpoint.dtype(&from.name)? == output.dtype {
+            return Ok(checkpoint.bytes(&from.name)?.to_vec());
+        }
+        let (file, name) = checkpoint.find(&from.name)?;
+        let mut bytes = Vec::with_capacity(output.bytes() as usize);
+        for part in self.parts(i) {
+            let start = part.start;
+            let values = file.range_f32(name, part)?;
+            let converted = match output.dtype {
+                FileDType::BF16 => bf16_bytes(&values),
+                FileDType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+                _ => bytemuck::cast_slice(&values).to_vec(),
+            };
+            let known = values.iter().filter(|x| !x.is_finite()).count();
+            check_encoded(output, start, &converted, known)?;
+            bytes.extend(converted);
+        }
+        Ok(bytes)
+    }
+
     /// Returns the index of shards, with sorted keys.
     pub(super) fn index(&self, shards: &[(String, Vec<usize>)]) -> String {
         let places = shards.iter().flat_map(|(file, all)| all.iter().map(move |&i| (i, file)));
@@ -243,7 +268,7 @@ impl Stream<'_> {
                 self.pending = self.start(next)?.map(|pending| (next, pending));
             }
             let Some(pending) = pending else {
-                all = self.copied(i)?;
+                all = self.job.copied(i)?;
                 break;
             };
             let (method, finite, start) = (self.job.config.method, pending.finite, range.start);
@@ -258,31 +283,6 @@ impl Stream<'_> {
         }
         (self.progress)(output.bytes())?;
         Ok(all)
-    }
-
-    /// The values of an output's first input, in the output's type.
-    fn copied(&self, i: usize) -> Result<Vec<u8>> {
-        let output = &self.job.outputs[i];
-        let from = output.inputs().next().expect("an output has an input");
-        let checkpoint = &self.job.models[from.model].checkpoint;
-        if checkpoint.dtype(&from.name)? == output.dtype {
-            return Ok(checkpoint.bytes(&from.name)?.to_vec());
-        }
-        let (file, name) = checkpoint.find(&from.name)?;
-        let mut bytes = Vec::with_capacity(output.bytes() as usize);
-        for part in self.job.parts(i) {
-            let start = part.start;
-            let values = file.range_f32(name, part)?;
-            let converted = match output.dtype {
-                FileDType::BF16 => bf16_bytes(&values),
-                FileDType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-                _ => bytemuck::cast_slice(&values).to_vec(),
-            };
-            let known = values.iter().filter(|x| !x.is_finite()).count();
-            check_encoded(output, start, &converted, known)?;
-            bytes.extend(converted);
-        }
-        Ok(bytes)
     }
 
     /// Starts a part on the device. `None` if the output's values are copied instead.

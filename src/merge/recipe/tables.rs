@@ -2,7 +2,7 @@
 
 use super::choice::TokenizerSource;
 use super::heads::{HEADS, is_table};
-use super::job::{Job, Model, Stage, is_float};
+use super::job::{Job, Model, Stage};
 use super::rows::{ByToken, Fills};
 use super::tokens::Tokens;
 use super::vocabulary::{Chosen, Member, Whose, find};
@@ -157,7 +157,7 @@ impl Job {
             let outside = !matches!(Stage::of(name), Stage::Layer(_)) && !is_table(name);
             outside
                 && info.is_ok_and(|info| {
-                    is_float(info.dtype) && sizes.contains(info.shape.first().unwrap_or(&0))
+                    info.dtype.is_float() && sizes.contains(info.shape.first().unwrap_or(&0))
                 })
         };
         let names: Vec<String> = lead.checkpoint.names().into_iter().filter(is_like).collect();

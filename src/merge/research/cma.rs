@@ -171,8 +171,8 @@ impl State {
         let settled = (1.0 - (1.0 - cs).powi(2 * self.generation)).sqrt();
         let moving = length / settled < (1.4 + 2.0 / (n + 1.0)) * chi;
         let scale = if moving { (cc * (2.0 - cc) * effective).sqrt() } else { 0.0 };
-        for i in 0..self.n {
-            self.path_c[i] = (1.0 - cc) * self.path_c[i] + scale * step[i];
+        for (path, step) in self.path_c.iter_mut().zip(&step) {
+            *path = (1.0 - cc) * *path + scale * step;
         }
         let lost = if moving { 0.0 } else { c1 * cc * (2.0 - cc) };
         for i in 0..self.n {

@@ -142,7 +142,7 @@ pub fn extract(
     on: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<Extracted>> {
     let is_matrix = |name: &String| model.shape(name).is_ok_and(|shape| shape.len() == 2) && chosen(name);
-    let names: Vec<String> = model.names().into_iter().filter(is_matrix).collect();
+    let names: Vec<String> = model.float_names().into_iter().filter(is_matrix).collect();
     let mut all = Vec::new();
     for (i, name) in names.iter().enumerate() {
         let [a, b] = [base.read(gpu, name)?, model.read(gpu, name)?];

@@ -83,7 +83,14 @@ pub fn fisher_of(
         }
         _ => of_language_model(gpu, architecture, weights, task, samples, options, on)?,
     };
-    for name in weights.names() {
+    for (name, sum) in &sums {
+        if sum.count() > 0 && sum.non_finite().to_vec::<u32>()?[0] > 0 {
+            return Err(Error::config(format!(
+                "fisher: that of `{name}` is NaN or infinite; the model's weights or the task's inputs are no numbers"
+            )));
+        }
+    }
+    for name in weights.float_names() {
         if !sums.contains_key(&name) {
             sums.insert(name.clone(), Tensor::ones(gpu, &weights.shape(&name)?[..]));
         }
@@ -123,7 +130,8 @@ fn of_language_model(
         ));
     }
     let leaf = |name: String| Ok((name.clone(), weights.read(gpu, &name)?.detach().requires_grad()));
-    let leaves: BTreeMap<String, Tensor> = weights.names().into_iter().map(leaf).collect::<Result<_>>()?;
+    let leaves: BTreeMap<String, Tensor> =
+        weights.float_names().into_iter().map(leaf).collect::<Result<_>>()?;
     let mut sums: BTreeMap<String, Tensor> = BTreeMap::new();
     let mut rng = Rng::new(options.seed);
     for sample in 0..samples {
@@ -163,6 +171,8 @@ struct OfNetwork<'a> {
 
 impl OfNetwork<'_> {
     fn run(&self, on: &mut On) -> Result<BTreeMap<String, Tensor>> {
+        // The gradient of a weight that is used twice is squared after its sum, not before.
+        self.network.check_once("fisher")?;
         let mut sums = BTreeMap::new();
         let mut rng = Rng::new(self.options.seed);
         let mut first = 0;

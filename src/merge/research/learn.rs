@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::merge::Weights;
 use crate::merge::evaluation::architecture::Architecture;
-use crate::merge::evaluation::evaluate::{Score, Task, TaskData};
+use crate::merge::evaluation::evaluate::{Labelled, Score, Task, TaskData};
 use crate::optim::{AdamW, AdamWConfig, Group, Schedule, clip_grad_norm};
 use crate::rng::Rng;
 use crate::setters::setters;
@@ -47,7 +47,8 @@ pub struct LearnOptions {
     pub parts: usize,
     /// Task vectors of each tensor that are used: those with the largest gradients at the base. `None` is all.
     pub budget: Option<usize>,
-    /// For [`Objective::Negate`], the share of the base's merit at the control task that must be kept.
+    /// For [`Objective::Negate`], the share of the base's accuracy at the control task that must be kept. Of a text, the loss may grow by
+    /// one over it.
     pub control: f64,
     /// Seed of the batches, the shots and the parts.
     pub seed: u64,
@@ -105,6 +106,9 @@ const DECAY: f32 = 0.1;
 /// How often the coefficients are compared on all data.
 const LOOKS: usize = 10;
 
+/// Samples of each task by whose entropy coefficients are compared.
+const LOOK: usize = 512;
+
 /// Trains one coefficient for each task vector and tensor, with everything else frozen, by AdamW with gradients clipped to a norm
 /// of 1. The coefficients that were best on the data at one of ten looks are taken, the base's among them. The model's own function
 /// runs on `base + sum c tau`, so any [`Architecture`] can be learned through.
@@ -127,15 +131,18 @@ pub fn learn(
     tasks.iter().try_for_each(|task| architecture.check(base, task))?;
     let mut rng = Rng::new(options.seed);
     let read = |weights: &dyn Weights| -> Result<BTreeMap<String, Tensor>> {
-        weights.names().into_iter().map(|name| Ok((name.clone(), weights.read(gpu, &name)?))).collect()
+        weights.float_names().into_iter().map(|name| Ok((name.clone(), weights.read(gpu, &name)?))).collect()
     };
     let own = read(base)?;
     let others = models.iter().map(|&model| read(model)).collect::<Result<Vec<_>>>()?;
     let mut atlas = Atlas::new(gpu, &own, &others, options.parts, &mut rng);
     drop(others);
-    let pools = tasks.iter().map(|task| pool(architecture, task, options, &mut rng));
-    let mut pools = pools.collect::<Result<Vec<Pool>>>()?;
-    let run = Run { gpu, architecture, tasks, options, control: has_control };
+    // Also what is chosen by is the few rows alone.
+    let tasks =
+        &tasks.iter().map(|task| few(gpu, task, options.shots, &mut rng)).collect::<Result<Vec<Task>>>()?;
+    let mut pools: Vec<Pool> = tasks.iter().map(|task| pool(architecture, task, &mut rng)).collect();
+    let looks = pools.iter().map(|pool| pool.samples[..pool.samples.len().min(LOOK)].to_vec()).collect();
+    let run = Run { gpu, architecture, tasks, options, control: has_control, looks };
     if let Some(budget) = options.budget {
         let batches: Vec<Vec<u32>> =
             pools.iter_mut().map(|pool| pool.next(options.batch, &mut rng)).collect();
@@ -143,8 +150,14 @@ pub fn learn(
         let gradient = grads.get(atlas.coefficients()).cloned();
         atlas = atlas.within(budget, gradient.as_ref())?;
     }
-    let mut best = (run.merit(&atlas, f64::NEG_INFINITY)?, 0, atlas.coefficients().to_vec::<f32>()?);
-    let floor = best.0.1 * options.control;
+    let mut best = (
+        run.merit(&atlas, f64::NEG_INFINITY, &mut || on(0, options.steps, f64::NAN))?,
+        0,
+        atlas.coefficients().to_vec::<f32>()?,
+    );
+    // A merit below 0 is a negated loss, of which so much more is allowed.
+    let control = best.0.1;
+    let floor = if control < 0.0 { control / options.control.max(1e-6) } else { control * options.control };
     let group = Group::new([("coefficients", atlas.coefficients())]).weight_decay(DECAY);
     let mut optimizer = AdamW::new(gpu, vec![group], AdamWConfig::default())?;
     let schedule = Schedule::WarmupCosine { warmup: 0, total: options.steps as u64, floor: 0.0 };
@@ -162,7 +175,7 @@ pub fn learn(
         }
         losses.push(loss);
         if (step + 1) % look == 0 || step + 1 == options.steps {
-            let merit = run.merit(&atlas, floor)?;
+            let merit = run.merit(&atlas, floor, &mut || on(step + 1, options.steps, loss))?;
             if merit.0 > best.0.0 {
                 best = (merit, step + 1, atlas.coefficients().to_vec::<f32>()?);
             }
@@ -204,28 +217,34 @@ impl Pool {
     }
 }
 
-/// The samples that are used: some rows of each class, or all.
-fn pool(architecture: &Architecture, task: &Task, options: &LearnOptions, rng: &mut Rng) -> Result<Pool> {
+/// A task with so many rows of each class, drawn at random, or the whole task.
+fn few(gpu: &Gpu, task: &Task, shots: Option<usize>, rng: &mut Rng) -> Result<Task> {
+    let (Some(shots), TaskData::Labelled(data)) = (shots, &task.data) else { return Ok(task.clone()) };
+    let mut rows: Vec<u32> = (0..data.rows() as u32).collect();
+    rng.shuffle(&mut rows);
+    let mut left: BTreeMap<u32, usize> = BTreeMap::new();
+    rows.retain(|&row| {
+        let used = left.entry(data.labels[row as usize]).or_default();
+        *used += 1;
+        *used <= shots
+    });
+    if let Some((class, found)) = left.iter().find(|(_, found)| **found < shots) {
+        return Err(Error::config(format!(
+            "task `{}`: {found} rows of class {class}, and `shots` asks for {shots}",
+            task.name
+        )));
+    }
+    let labels = rows.iter().map(|&row| data.labels[row as usize]).collect();
+    let inputs = data.inputs.index_select(0, &Tensor::from_slice(gpu, &rows, [rows.len()]));
+    let few = Labelled { inputs, labels, outputs: data.outputs.clone() };
+    Ok(Task { name: task.name.clone(), data: TaskData::Labelled(few) })
+}
+
+/// All samples of a task, in a random order.
+fn pool(architecture: &Architecture, task: &Task, rng: &mut Rng) -> Pool {
     let mut samples: Vec<u32> = (0..architecture.samples(task) as u32).collect();
     rng.shuffle(&mut samples);
-    if let (Some(shots), TaskData::Labelled(data)) = (options.shots, &task.data) {
-        let mut left: BTreeMap<u32, usize> = BTreeMap::new();
-        samples.retain(|&row| {
-            let used = left.entry(data.labels[row as usize]).or_default();
-            *used += 1;
-            *used <= shots
-        });
-        if let Some((class, found)) = left.iter().find(|(_, found)| **found < shots) {
-            return Err(Error::config(format!(
-                "task `{}`: {found} rows of class {class}, and `shots` asks for {shots}",
-                task.name
-            )));
-        }
-    }
-    match samples.is_empty() {
-        true => Err(Error::config(format!("task `{}` has no samples", task.name))),
-        false => Ok(Pool { samples, next: 0 }),
-    }
+    Pool { samples, next: 0 }
 }
 
 struct Run<'a> {
@@ -234,6 +253,8 @@ struct Run<'a> {
     tasks: &'a [Task],
     options: &'a LearnOptions,
     control: bool,
+    /// Samples of each task by whose entropy coefficients are compared, in a random order.
+    looks: Vec<Vec<u32>>,
 }
 
 impl Run<'_> {
@@ -260,10 +281,12 @@ impl Run<'_> {
 
     /// How good the coefficients are on all data: what they are chosen by, and the merit at the control. Coefficients with less than
     /// `floor` at the control are not chosen.
-    fn merit(&self, atlas: &Atlas, floor: f64) -> Result<(f64, f64)> {
+    fn merit(&self, atlas: &Atlas, floor: f64, look: &mut dyn FnMut() -> Result<()>) -> Result<(f64, f64)> {
         let weights = atlas.weights_under(&atlas.coefficients().detach());
-        let score = |task: &Task| self.architecture.score(self.gpu, &weights, task, &mut |_, _| Ok(()));
-        let scores = self.tasks.iter().map(score).collect::<Result<Vec<Score>>>()?;
+        let mut scores = Vec::new();
+        for task in self.tasks {
+            scores.push(self.architecture.score(self.gpu, &weights, task, &mut |_, _| look())?);
+        }
         let wanted = &scores[..scores.len() - usize::from(self.control)];
         let control = scores.last().filter(|_| self.control).map_or(0.0, Score::merit);
         // Among equal accuracies, the one with the lower loss.
@@ -293,10 +316,8 @@ impl Run<'_> {
 
     fn entropies(&self, weights: &BTreeMap<String, Tensor>) -> Result<f64> {
         let mut sum = 0.0;
-        for task in self.tasks {
-            let samples = self.architecture.samples(task).min(4 * self.options.batch);
-            let all: Vec<u32> = (0..samples as u32).collect();
-            let (logits, _) = self.architecture.scores(self.gpu, weights, task, &all)?;
+        for (task, samples) in self.tasks.iter().zip(&self.looks) {
+            let (logits, _) = self.architecture.scores(self.gpu, weights, task, samples)?;
             sum += f64::from(self.entropy(&logits).item()?);
         }
         Ok(sum)

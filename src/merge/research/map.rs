@@ -31,6 +31,10 @@ impl Weights for Combined<'_> {
         self.base.shape(name)
     }
 
+    fn is_float(&self, name: &str) -> bool {
+        self.base.is_float(name)
+    }
+
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let base = self.base.read(gpu, name)?;
         let mut sum = base.clone();
@@ -83,6 +87,18 @@ pub struct Scored {
     pub scores: Vec<Score>,
 }
 
+impl Scored {
+    fn is_finite(&self) -> bool {
+        self.scores.iter().all(|score| score.loss.is_finite())
+    }
+
+    /// Whether it is at least as good as another at every task, and better at one.
+    fn is_over(&self, other: &Scored) -> bool {
+        let pairs = || self.scores.iter().zip(&other.scores).map(|(a, b)| (a.merit(), b.merit()));
+        pairs().all(|(a, b)| a >= b) && pairs().any(|(a, b)| a > b)
+    }
+}
+
 /// What [`map`] found.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -100,6 +116,15 @@ pub struct Map {
 }
 
 impl Map {
+    /// The scored models of which none is over another, in the order of the first task: the front as it was measured.
+    pub fn measured(&self) -> Vec<&Scored> {
+        let all: Vec<&Scored> = self.samples.iter().chain(&self.checked).collect();
+        let mut front: Vec<&Scored> =
+            all.iter().copied().filter(|one| !all.iter().any(|other| other.is_over(one))).collect();
+        front.sort_by(|a, b| a.scores[0].merit().total_cmp(&b.scores[0].merit()));
+        front
+    }
+
     /// The scored model that is best for some weights of the tasks: the largest weighted sum of merits, each scaled to its range over all
     /// that was scored.
     ///
@@ -111,6 +136,7 @@ impl Map {
         if preference.len() != tasks {
             return Err(Error::config(format!("map: {} preferences for {tasks} tasks", preference.len())));
         }
+        check_preference(preference)?;
         let range = |t: usize| {
             let merits = all().map(|scored| scored.scores[t].merit());
             merits.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)))
@@ -126,6 +152,18 @@ impl Map {
         all()
             .max_by(|a, b| value(a).total_cmp(&value(b)))
             .ok_or_else(|| Error::config("map: nothing was scored"))
+    }
+}
+
+/// Refuses weights of tasks that prefer nothing.
+pub(in crate::merge) fn check_preference(preference: &[f64]) -> Result<()> {
+    let is_fine =
+        preference.iter().all(|p| *p >= 0.0 && p.is_finite()) && preference.iter().any(|p| *p > 0.0);
+    match is_fine {
+        true => Ok(()),
+        false => Err(Error::config(format!(
+            "map: the preference {preference:?} must be numbers from 0 on, one of them above"
+        ))),
     }
 }
 
@@ -163,15 +201,27 @@ pub fn map(
     let mut done = 0;
     let mut scored = |coefficients: Vec<f64>| -> Result<Scored> {
         let model = Combined { base, models, coefficients };
-        let score = |task: &Task| architecture.score(gpu, &model, task, &mut |_, _| Ok(()));
-        let scores = tasks.iter().map(score).collect::<Result<_>>()?;
+        let mut scores = Vec::new();
+        for task in tasks {
+            scores.push(architecture.score_any(gpu, &model, task, &mut |_, _| on(done, all))?);
+        }
         done += 1;
         on(done, all)?;
         Ok(Scored { coefficients: model.coefficients, scores })
     };
     let mut rng = Rng::new(options.seed);
     let points = samples(k, options.samples, options.search.bounds, &mut rng);
-    let measured = points.iter().cloned().map(&mut scored).collect::<Result<Vec<Scored>>>()?;
+    let mut measured = points.into_iter().map(&mut scored).collect::<Result<Vec<Scored>>>()?;
+    // Coefficients that break a model say nothing of a surrogate.
+    measured.retain(Scored::is_finite);
+    let points: Vec<Vec<f64>> = measured.iter().map(|one| one.coefficients.clone()).collect();
+    if points.len() < least {
+        return Err(Error::config(format!(
+            "map: {} of {} merged models have scores that are numbers, and surrogates need {least}; narrow `low` and `high`",
+            points.len(),
+            options.samples
+        )));
+    }
     let metric = |score: &Score| score.accuracy.unwrap_or(score.loss);
     let (mut surrogates, mut r_squared) = (Vec::new(), Vec::new());
     for t in 0..tasks.len() {
@@ -192,7 +242,9 @@ pub fn map(
     };
     let mut front = front(&objectives, k, &options.search, &mut rng);
     front.sort_by(|a, b| a.objectives[0].total_cmp(&b.objectives[0]));
-    let checked = spread(&front, options.checks).into_iter().map(&mut scored).collect::<Result<_>>()?;
+    let mut checked =
+        spread(&front, options.checks).into_iter().map(&mut scored).collect::<Result<Vec<_>>>()?;
+    checked.retain(Scored::is_finite);
     Ok(Map { samples: measured, surrogates, r_squared, front, checked })
 }
 

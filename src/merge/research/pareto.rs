@@ -99,7 +99,9 @@ impl Surrogate {
     pub fn r_squared(&self, points: &[Vec<f64>], values: &[f64]) -> f64 {
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let rest: f64 = points.iter().zip(values).map(|(c, v)| (v - self.value(c)).powi(2)).sum();
-        1.0 - rest / values.iter().map(|v| (v - mean).powi(2)).sum::<f64>()
+        let all = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
+        // Of equal values there is nothing to explain.
+        if all > 0.0 { 1.0 - rest / all } else { f64::from(u8::from(rest <= 1e-12)) }
     }
 }
 

@@ -57,34 +57,40 @@ pub struct Partly {
     pub flops: f64,
 }
 
-/// Merges two networks of the same steps. `inputs` are those of both networks' tasks, without labels.
+/// Merges two networks of the same steps. `inputs` are those of both networks' tasks, without labels. `on` is told how many of these rows
+/// are done of how many.
 ///
 /// # Errors
-/// When the networks and inputs do not fit, or the device fails.
+/// When the networks and inputs do not fit, or the device fails; what `on` returns.
 pub fn merge_networks(
     gpu: &Gpu,
     network: &Network,
     [a, b]: [&dyn Weights; 2],
     inputs: &Tensor,
     options: &PleasOptions,
+    on: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Partly> {
-    if !(0.0..=1.0).contains(&options.ratio) || !(options.ridge > 0.0 && options.ridge.is_finite()) {
+    let is_ridge = options.ridge > 0.0 && options.ridge.is_finite();
+    if !(0.0..=1.0).contains(&options.ratio) || !is_ridge {
         return Err(Error::config(format!(
             "pleas: a ratio of {} must be in [0, 1], and a ridge of {} above 0",
             options.ratio, options.ridge
         )));
     }
     let spec = Spec::network(a, network)?;
-    let permutation = match options.by_activations {
-        true => match_activations(gpu, network, &spec, [a, b], inputs, Similarity::InnerProduct)?.permutation,
-        false => match_weights(gpu, &spec, a, b, &MatchOptions::default())?.permutation,
+    let (permutation, agreement) = match options.by_activations {
+        true => {
+            let found = match_activations(gpu, network, &spec, [a, b], inputs, Similarity::InnerProduct, on)?;
+            (found.permutation, Some(found.agreement))
+        }
+        false => (match_weights(gpu, &spec, a, b, &MatchOptions::default())?.permutation, None),
     };
     let moved = permutation.permuted(b);
     let mut job = Merger { gpu, network, a, b: &moved, spec: &spec, splits: BTreeMap::new(), options };
-    job.split()?;
+    job.split(agreement)?;
     let mut weights = job.merged()?;
     let network = job.widened();
-    job.fit(&mut weights, inputs)?;
+    job.fit(&mut weights, inputs, on)?;
     let norms = network.batch_norms();
     if !norms.is_empty() {
         weights = reset_statistics(gpu, &weights, &norms, &mut |weights, norm| {
@@ -97,6 +103,9 @@ pub fn merge_networks(
 
 /// Rows whose activations are held at a time.
 const ROWS: usize = 256;
+
+/// Numbers of Gram matrices that are held at a time: 256 MiB in f64.
+const SUMS: usize = 32 << 20;
 
 struct Merger<'a> {
     gpu: &'a Gpu,
@@ -122,11 +131,15 @@ struct Normal {
 }
 
 impl Merger<'_> {
-    /// Chooses which pairs of each group are merged.
-    fn split(&mut self) -> Result<()> {
+    /// Chooses which pairs of each group are merged, by the costs of the matching that was made.
+    fn split(&mut self, by_activations: Option<BTreeMap<String, Vec<f64>>>) -> Result<()> {
         let identity = Permutation::identity(self.spec, self.a)?;
         let mut agreements = Vec::new();
         for group in &self.spec.groups {
+            if let Some(known) = by_activations.as_ref().and_then(|all| all.get(&group.name)) {
+                agreements.push(known.clone());
+                continue;
+            }
             let costs = group_costs(self.gpu, [self.a, self.b], &identity, &group.name)?;
             let matrix = &costs.matrices[0].1;
             let n = (matrix.len() as f64).sqrt().round() as usize;
@@ -189,7 +202,7 @@ impl Merger<'_> {
             merged.evaluate();
             Ok((name, merged))
         };
-        no_grad(|| self.a.names().into_iter().map(one).collect())
+        no_grad(|| self.a.float_names().into_iter().map(one).collect())
     }
 
     /// Whether a tensor is the weight of a depthwise convolution.
@@ -215,28 +228,62 @@ impl Merger<'_> {
     }
 
     /// Fits all layers with a full matrix to what both networks compute on the inputs.
-    fn fit(&self, weights: &mut BTreeMap<String, Tensor>, inputs: &Tensor) -> Result<()> {
-        let mut sums: BTreeMap<String, Normal> = BTreeMap::new();
+    fn fit(
+        &self,
+        weights: &mut BTreeMap<String, Tensor>,
+        inputs: &Tensor,
+        on: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<()> {
         let rows = inputs.shape().first().copied().unwrap_or(0);
-        for first in (0..rows).step_by(ROWS) {
-            let x = inputs.slice(0, first..(first + ROWS).min(rows));
-            let [of_a, of_b] = [self.layers(self.a, &x)?, self.layers(self.b, &x)?];
-            for (a, b) in of_a.iter().zip(&of_b) {
-                self.add(a, b, weights, &mut sums)?;
+        let at_once = self.network.rows_at_once(self.gpu, self.a, inputs.shape(), true)?.min(ROWS);
+        let groups = self.groups()?;
+        for (g, group) in groups.iter().enumerate() {
+            let mut sums: BTreeMap<String, Normal> = BTreeMap::new();
+            for first in (0..rows).step_by(at_once) {
+                let end = (first + at_once).min(rows);
+                let x = inputs.slice(0, first..end);
+                let [of_a, of_b] = [self.layers(self.a, &x, group)?, self.layers(self.b, &x, group)?];
+                for (a, b) in of_a.iter().zip(&of_b) {
+                    self.add(a, b, weights, &mut sums)?;
+                }
+                on(g * rows + end, groups.len() * rows)?;
             }
-        }
-        for (layer, normal) in sums {
-            self.solve(&layer, &normal, weights)?;
+            for (layer, normal) in sums {
+                self.solve(&layer, &normal, weights)?;
+            }
         }
         Ok(())
     }
 
-    /// What each layer with a full matrix gets and gives: its name, `[rows, inputs]` and `[rows, outputs]`.
-    fn layers(&self, weights: &dyn Weights, x: &Tensor) -> Result<Vec<(String, Tensor, Tensor)>> {
+    /// The layers in groups whose sums fit into memory together. The networks run once for each group.
+    fn groups(&self) -> Result<Vec<Vec<&str>>> {
+        let (mut groups, mut size) = (vec![Vec::new()], 0);
+        for layer in self.network.layers() {
+            let [_, inner] = self.splits(layer)?;
+            let own = inner.width() * inner.width();
+            if size > 0 && size + own > SUMS {
+                groups.push(Vec::new());
+                size = 0;
+            }
+            size += own;
+            groups.last_mut().expect("there is one").push(layer);
+        }
+        Ok(groups)
+    }
+
+    /// What each layer of a group with a full matrix gets and gives: its name, `[rows, inputs]` and `[rows, outputs]`.
+    fn layers(
+        &self,
+        weights: &dyn Weights,
+        x: &Tensor,
+        group: &[&str],
+    ) -> Result<Vec<(String, Tensor, Tensor)>> {
         let mut all = Vec::new();
         no_grad(|| {
             self.network.run(self.gpu, weights, x, &mut |seen| {
-                if let Seen::Layer { step, name, input, output } = seen {
+                if let Seen::Layer { step, name, input, output } = seen
+                    && group.contains(&name)
+                {
                     match step {
                         Step::Linear(_) => all.push((name.to_string(), rows_of(input), rows_of(output))),
                         Step::Conv(conv) if conv.groups == 1 => {

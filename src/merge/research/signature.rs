@@ -180,6 +180,10 @@ impl Weights for Patched<'_> {
         self.weights.shape(name)
     }
 
+    fn is_float(&self, name: &str) -> bool {
+        self.weights.is_float(name)
+    }
+
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let mut x = self.weights.read(gpu, name)?;
         for (signature, scale) in &self.signatures {

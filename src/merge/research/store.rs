@@ -17,6 +17,8 @@ pub struct ReversibleModels {
     pub names: Vec<String>,
     /// Whether they are task vectors of a base.
     pub has_base: bool,
+    /// A hash of the base's weights ([`Shards::fingerprint`](crate::merge::Shards::fingerprint)), if it is known.
+    pub base: Option<u128>,
     tensors: BTreeMap<String, Stored>,
 }
 
@@ -35,6 +37,7 @@ pub const REVERSIBLE: &str = "reversible.safetensors";
 const NAMES: &str = "tiebeam.reversible.names";
 const SHAPES: &str = "tiebeam.reversible.shapes";
 const COLUMNS: &str = "tiebeam.reversible.columns";
+const BASE: &str = "tiebeam.reversible.base";
 const OF_BASE: &str = "tiebeam.reversible.of_base";
 
 /// Whether the columns of a tensor are vectors: of `B` of LoRA, as the paper has it.
@@ -50,22 +53,25 @@ fn rows(x: &Tensor, by_columns: bool) -> Tensor {
 }
 
 impl ReversibleModels {
-    /// Computes a basis of `p` vectors for each row of the models' task vectors relative to `base`, or of the models themselves.
+    /// Computes a basis of `p` vectors for each row of the models' task vectors relative to `base`, or of the models themselves. `on` is
+    /// told how many tensors are done of how many.
     ///
     /// # Errors
-    /// When the models differ in names or shapes, `p` is not in `1..=n`, or the device fails.
+    /// When the models differ in names or shapes, `p` is not in `1..=n`, or the device fails; what `on` returns.
     pub fn new(
         gpu: &Gpu,
         base: Option<&dyn Weights>,
         models: &[(String, &dyn Weights)],
         p: usize,
+        on: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<ReversibleModels> {
         let Some((_, first)) = models.first() else { return Err(Error::config("rmm: there are no models")) };
         if !(1..=models.len()).contains(&p) {
             return Err(Error::config(format!("rmm: a basis of {p} for {} models", models.len())));
         }
         let mut tensors = BTreeMap::new();
-        for name in first.names() {
+        let all_names = first.float_names();
+        for (done, name) in all_names.iter().cloned().enumerate() {
             let shape = first.shape(&name)?;
             let by_columns = is_by_columns(&name);
             let zero = base.map(|base| base.read(gpu, &name)).transpose()?;
@@ -85,9 +91,10 @@ impl ReversibleModels {
                 return Err(Error::config(format!("`{name}` of {} is NaN or infinite", models[model].0)));
             }
             tensors.insert(name, Stored { shape, by_columns, merged: Reversible::new(&all, p)? });
+            on(done + 1, all_names.len())?;
         }
         let names = models.iter().map(|(name, _)| name.clone()).collect();
-        Ok(ReversibleModels { names, has_base: base.is_some(), tensors })
+        Ok(ReversibleModels { names, has_base: base.is_some(), base: None, tensors })
     }
 
     /// How many numbers are stored, and how many the models have.
@@ -160,7 +167,11 @@ impl ReversibleModels {
             (COLUMNS.to_string(), text(serde_json::json!(columns))),
             (OF_BASE.to_string(), self.has_base.to_string()),
         ];
-        save(path, entries, &notes.into())
+        let mut notes: BTreeMap<String, String> = notes.into();
+        if let Some(base) = self.base {
+            notes.insert(BASE.into(), format!("{base:032x}"));
+        }
+        save(path, entries, &notes)
     }
 
     /// Reads a file of [`ReversibleModels::save`].
@@ -193,7 +204,9 @@ impl ReversibleModels {
                 .ok_or_else(|| wrong(&format!("`{name}` has other sizes than it says")))?;
             tensors.insert(name, Stored { shape, by_columns, merged });
         }
-        Ok(ReversibleModels { names, has_base: text(OF_BASE)? == "true", tensors })
+        let base = file.metadata().get(BASE).map(|text| u128::from_str_radix(text, 16));
+        let base = base.transpose().map_err(|_| wrong("what it says of its base is no hash"))?;
+        Ok(ReversibleModels { names, has_base: text(OF_BASE)? == "true", base, tensors })
     }
 }
 

@@ -31,10 +31,36 @@ pub fn evaluate(
         let [rows, length] = if left >= context { [(left / context).min(ROWS), context] } else { [1, left] };
         let n = rows * length;
         let part = |from: usize| Tensor::from_slice(model.gpu(), &tokens[from..from + n], [rows, length]);
-        let loss = no_grad(|| model.loss(&part(at), &part(at + 1)));
-        sum += f64::from(loss.item()?) * n as f64;
+        sum += summed(model, &part(at), &part(at + 1))?;
         at += n;
         on(at, count)?;
     }
     Ok(sum / count as f64)
+}
+
+/// The sum of the losses of all tokens. Scores are as wide as the vocabulary, so that those of many tokens may be too large for the
+/// device; they are then computed of some tokens at a time.
+fn summed(model: &Lm, tokens: &Tensor, targets: &Tensor) -> Result<f64> {
+    let n = tokens.count();
+    let most = (model.gpu().adapter().max_binding / 8) as usize / model.config.vocab.max(1);
+    if n <= most {
+        let loss = no_grad(|| model.loss(tokens, targets));
+        return Ok(f64::from(loss.item()?) * n as f64);
+    }
+    let hidden = no_grad(|| model.hidden(tokens));
+    let (width, targets) = (model.config.width, targets.reshape([n]));
+    let hidden = hidden.reshape([n, width]);
+    let mut sum = 0.0;
+    for first in (0..n).step_by(most.max(1)) {
+        let end = (first + most.max(1)).min(n);
+        let loss = no_grad(|| {
+            let part = hidden.slice(0, first..end).contiguous().reshape([1, end - first, width]);
+            model
+                .logits(&part)
+                .reshape([end - first, model.config.vocab])
+                .cross_entropy(&targets.slice(0, first..end), None)
+        });
+        sum += f64::from(loss.item()?) * (end - first) as f64;
+    }
+    Ok(sum)
 }

@@ -159,8 +159,8 @@ pub struct Network {
 /// The name of a file beside a model's weights that describes its [`Network`].
 pub const NETWORK: &str = "network.json";
 
-/// Rows that are computed at a time.
-const ROWS: usize = 512;
+/// The most rows that are computed at a time.
+pub(super) const ROWS: usize = 512;
 
 impl Network {
     /// Reads a description from JSON.
@@ -222,6 +222,26 @@ impl Network {
         all
     }
 
+    /// Refuses a network in which a layer's weights are used twice, where each use counts by itself.
+    ///
+    /// # Errors
+    /// With the name of the layer.
+    pub fn check_once(&self, what: &str) -> Result<()> {
+        let mut seen = std::collections::BTreeSet::new();
+        let mut twice = None;
+        self.each(&mut |step| {
+            if let Some(name) = step.name().filter(|name| !seen.insert(*name)) {
+                twice = Some(name);
+            }
+        });
+        match twice {
+            None => Ok(()),
+            Some(name) => Err(Error::config(format!(
+                "{what}: `{name}` is used twice in the network, which is not computed here"
+            ))),
+        }
+    }
+
     /// The names of the batch norms, in the order of the walk.
     pub fn batch_norms(&self) -> Vec<&str> {
         let mut all = Vec::new();
@@ -239,13 +259,14 @@ impl Network {
     /// When a tensor is missing or has other sizes than a step asks for; the message names the step.
     pub fn logits(&self, gpu: &Gpu, weights: &dyn Weights, x: &Tensor) -> Result<Tensor> {
         let rows = x.shape().first().copied().unwrap_or(0);
-        if rows <= ROWS {
+        let at_once = self.rows_at_once(gpu, weights, x.shape(), false)?;
+        if rows <= at_once {
             return self.run(gpu, weights, x, &mut |_| None);
         }
         let part = |first: usize| {
-            self.run(gpu, weights, &x.slice(0, first..(first + ROWS).min(rows)), &mut |_| None)
+            self.run(gpu, weights, &x.slice(0, first..(first + at_once).min(rows)), &mut |_| None)
         };
-        let parts = (0..rows).step_by(ROWS).map(part).collect::<Result<Vec<Tensor>>>()?;
+        let parts = (0..rows).step_by(at_once).map(part).collect::<Result<Vec<Tensor>>>()?;
         Ok(Tensor::concat(&parts.iter().collect::<Vec<_>>(), 0))
     }
 

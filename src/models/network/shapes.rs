@@ -1,7 +1,8 @@
 //! The sizes of a network's steps, checked before anything is computed.
 
-use super::{Conv, Network, NormStep, Pool, Step};
+use super::{Conv, Network, NormStep, Pool, ROWS, Step};
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
 use crate::store::Weights;
 
 impl Network {
@@ -26,6 +27,39 @@ impl Network {
         walk(&self.steps, weights, self.placed_shape(input))
     }
 
+    /// How many rows can be computed at a time without a tensor that is too large for the device. `patches` is whether the windows of
+    /// convolutions are held as rows too.
+    ///
+    /// # Errors
+    /// As [`Network::output`].
+    pub fn rows_at_once(
+        &self,
+        gpu: &Gpu,
+        weights: &dyn Weights,
+        input: &[usize],
+        patches: bool,
+    ) -> Result<usize> {
+        let mut one = input.to_vec();
+        if let Some(rows) = one.first_mut() {
+            *rows = 1;
+        }
+        let mut most = one.iter().product::<usize>().max(1);
+        let mut seen = |step: &Step, x: &[usize], y: &[usize]| {
+            most = most.max(y.iter().product());
+            if let (Step::Conv(conv), true) = (step, patches) {
+                let window: usize = weights
+                    .shape(&format!("{}.weight", conv.name))
+                    .map_or(1, |shape| shape.iter().skip(2).product());
+                let positions: usize = y.iter().skip(2).product();
+                most = most.max(x.get(1).copied().unwrap_or(1) * window * positions);
+            }
+        };
+        walk_seen(&self.steps, weights, self.placed_shape(&one), &mut seen)?;
+        // Half of the largest binding, because a result is read beside its operands.
+        let room = (gpu.adapter().max_binding / 8) as usize;
+        Ok((room / most).clamp(1, ROWS))
+    }
+
     /// Checks that the network reads inputs of this shape, and that the labels are among its outputs.
     ///
     /// # Errors
@@ -45,12 +79,23 @@ impl Network {
     }
 }
 
+/// Is shown each step with the shapes of what it gets and gives.
+type Shapes<'a> = dyn FnMut(&Step, &[usize], &[usize]) + 'a;
+
 fn walk(steps: &[Step], weights: &dyn Weights, x: Vec<usize>) -> Result<Vec<usize>> {
-    steps.iter().try_fold(x, |x, step| step.output(weights, x))
+    walk_seen(steps, weights, x, &mut |_, _, _| ())
+}
+
+fn walk_seen(steps: &[Step], weights: &dyn Weights, x: Vec<usize>, seen: &mut Shapes) -> Result<Vec<usize>> {
+    steps.iter().try_fold(x, |x, step| {
+        let y = step.output(weights, x.clone(), seen)?;
+        seen(step, &x, &y);
+        Ok(y)
+    })
 }
 
 impl Step {
-    fn output(&self, weights: &dyn Weights, x: Vec<usize>) -> Result<Vec<usize>> {
+    fn output(&self, weights: &dyn Weights, x: Vec<usize>, seen: &mut Shapes) -> Result<Vec<usize>> {
         match self {
             Step::Linear(name) => linear(name, weights, x),
             Step::Conv(conv) => conv.output(weights, x),
@@ -80,7 +125,8 @@ impl Step {
             },
             Step::Flatten => Ok(vec![x.first().copied().unwrap_or(0), x.iter().skip(1).product()]),
             Step::Residual { body, shortcut } => {
-                let [a, b] = [walk(body, weights, x.clone())?, walk(shortcut, weights, x)?];
+                let a = walk_seen(body, weights, x.clone(), seen)?;
+                let b = walk_seen(shortcut, weights, x, seen)?;
                 match a == b {
                     true => Ok(a),
                     false => {
