@@ -14,7 +14,7 @@
 use clap::Parser;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::io::{Seek, Write};
+use std::io::{IsTerminal, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -187,13 +187,15 @@ fn run(gpu: &Gpu, folder: &Path, methods: &[(&'static str, &str)], rounds: usize
     for round in 0..rounds {
         for (row, (method, text)) in rows.iter_mut().zip(methods) {
             let job = Job::open(MergeConfig::from_yaml(text, folder)?)?;
+            gpu.trim(); // what other rows left in the pool is not this one's
             let (out, memory, start) = (folder.join("out"), Memory::watch(), Instant::now());
             let mut done = 0;
             let all = job.bytes() * job.passes();
+            let seen = std::io::stderr().is_terminal();
             job.run(gpu, &job.sources(), &out, 20 << 30, text, &mut |bytes| {
                 done += bytes;
                 let seconds = start.elapsed().as_secs_f64();
-                if seconds > 2.0 {
+                if seconds > 2.0 && seen {
                     let left = seconds * (all - done) as f64 / done as f64;
                     eprint!(
                         "\r{method}, round {}: {:>3.0}%, about {left:.0} s to go   ",
@@ -203,7 +205,9 @@ fn run(gpu: &Gpu, folder: &Path, methods: &[(&'static str, &str)], rounds: usize
                 }
                 Ok(())
             })?;
-            eprint!("\r{:60}\r", "");
+            if seen {
+                eprint!("\r{:60}\r", "");
+            }
             row.rates.push(job.bytes() as f64 / 1e6 / start.elapsed().as_secs_f64());
             row.most = row.most.max(memory.most());
             row.bound = job.memory();

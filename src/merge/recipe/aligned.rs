@@ -11,7 +11,7 @@ use crate::merge::align::networks::match_activations;
 use crate::merge::align::permutation::Permutation;
 use crate::merge::align::spec::Spec;
 use crate::merge::evaluation::barrier::distance;
-use crate::merge::{Architecture, Shards, Weights};
+use crate::merge::{Architecture, Weights};
 use crate::models::network::Network;
 use crate::tensor::Tensor;
 use std::ops::ControlFlow;
@@ -96,7 +96,7 @@ impl Job {
                 Error::config(format!("align.target: {} is none of the models", path.display()))
             })?,
         };
-        let lead: &Shards = &self.models[target].checkpoint;
+        let lead = &*self.models[target].checkpoint;
         let spec = match (align.spec.as_str(), self.network()?) {
             ("network", Some(network)) => Spec::network(lead, &network)?,
             (name, _) => Spec::named(name, lead)?,
