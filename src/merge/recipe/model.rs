@@ -133,7 +133,7 @@ impl Weights for Model {
     }
 
     fn is_float(&self, name: &str) -> bool {
-        self.checkpoint.is_float(name)
+        self.checkpoint.is_float(self.by_token.get(name).map_or(name, |table| &table.name))
     }
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {

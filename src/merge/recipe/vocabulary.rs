@@ -124,7 +124,7 @@ impl Vocabulary {
             if tokens.kind != out.kind || tokens.spelling != out.spelling {
                 self.notes.push(format!(
                     "{} has a tokenizer of another kind ({:?}, {}) than the output ({:?}, {}); tokens are found by their text, and \
-                     most texts are cut into other tokens than this model knows",
+                     texts are cut into other tokens than this model was trained on",
                     path.display(),
                     tokens.spelling,
                     tokens.kind,
@@ -177,9 +177,13 @@ impl Vocabulary {
             }
         }
         if regular > 0 {
+            let blanks = match out.spelling {
+                Spelling::Pieces => ", and behind one within a word such tokenizers may put a blank",
+                _ => "",
+            };
             self.notes.push(format!(
                 "regular tokens among the added ones: {regular}; how tokens are made of smaller ones is not united, so they are found \
-                 in texts before all others, as added tokens are"
+                 in texts before all others, as added tokens are{blanks}"
             ));
         }
         if let Some(gap) = gap(out).filter(|_| !self.new.is_empty()) {
