@@ -11,7 +11,7 @@ pub trait Data {
     /// Refuses a model that cannot be trained on this.
     ///
     /// # Errors
-    /// [`Error::Config`] with what does not fit.
+    /// [`crate::Error::Config`] with what does not fit.
     fn check(&self, model: &LmConfig) -> Result<()>;
 
     /// A number that tells different data apart, with high probability.

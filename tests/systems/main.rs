@@ -15,6 +15,7 @@ mod merge_ends;
 mod merge_errors;
 mod merge_found;
 mod merge_learned;
+mod merge_limits;
 mod merge_vocab;
 mod merges;
 mod potential;

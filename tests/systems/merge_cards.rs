@@ -4,6 +4,7 @@ use crate::merges::{Folder, expect, save_model, three, values};
 use crate::support::{download, gpu, within};
 use std::collections::BTreeMap;
 use tiebeam::merge::methods::{breadcrumbs_rows, signature};
+use tiebeam::merge::{Job, MergeConfig};
 use tiebeam::store::{Entry, FileDType, save};
 use tiebeam::{Rng, Tensor};
 
@@ -120,6 +121,12 @@ fn signatures_are_the_authors() {
             [&merged, &parts].map(|m| values(m, name).into_iter().map(f64::from).collect::<Vec<f64>>());
         within(name, &a, &b, |_| 1e-6);
     }
+    // Its models are not moved: what they are compared with would stay.
+    let aligned = format!("{text}align: {{spec: mlp}}\n");
+    let job = Job::open(MergeConfig::from_yaml(&aligned, &folder.0).unwrap()).unwrap();
+    let align = job.config.align.clone().unwrap();
+    let message = job.align(gpu(), &align, &mut |_, _| Ok(())).expect_err("refused").to_string();
+    assert!(message.contains("a signature's models are compared"), "{message}");
     // Without the two, the base is the clean model, and the pretrained one is 0.
     let plain =
         "merge_method: signature\nbase_model: target.safetensors\nmodels: [{model: r1.safetensors}]\n";

@@ -18,14 +18,14 @@ use tiebeam::nn::Module;
 use tiebeam::store::{Entry, Tracked, save, save_tensors};
 use tiebeam::{Rng, Tensor};
 
-type Named = BTreeMap<String, Tensor>;
+pub(crate) type Named = BTreeMap<String, Tensor>;
 
-fn normal(shape: &[usize], rng: &mut Rng) -> Tensor {
+pub(crate) fn normal(shape: &[usize], rng: &mut Rng) -> Tensor {
     Tensor::randn(gpu(), shape, rng).contiguous()
 }
 
 /// A perceptron `6 -> 8 -> 8 -> 3`.
-fn mlp(rng: &mut Rng) -> Named {
+pub(crate) fn mlp(rng: &mut Rng) -> Named {
     let sizes = [6, 8, 8, 3];
     let mut all = Named::new();
     for i in 0..3 {
@@ -78,7 +78,7 @@ fn cnn(rng: &mut Rng) -> Named {
     shapes.map(one).into()
 }
 
-fn task(rows: usize, width: usize, rng: &mut Rng) -> Task {
+pub(crate) fn task(rows: usize, width: usize, rng: &mut Rng) -> Task {
     let labels = (0..rows).map(|_| rng.below(3) as u32).collect();
     Task::labelled("rows", normal(&[rows, width], rng), labels)
 }
@@ -90,7 +90,7 @@ fn inputs(task: &Task) -> &Tensor {
     }
 }
 
-fn nothing(_: usize, _: usize) -> tiebeam::Result<()> {
+pub(crate) fn nothing(_: usize, _: usize) -> tiebeam::Result<()> {
     Ok(())
 }
 
@@ -212,7 +212,7 @@ fn fisher_of_a_language_model_is_of_windows() {
 
 /// A base, two networks that were moved from it, and tasks on which the moves help: the labels are those of a target that has
 /// coefficients of its own for each tensor.
-fn moved(rng: &mut Rng) -> (Named, [Named; 2], Task) {
+pub(crate) fn moved(rng: &mut Rng) -> (Named, [Named; 2], Task) {
     let base = mlp(rng);
     let models = [mlp(rng), mlp(rng)];
     let target: Named = base
@@ -230,7 +230,11 @@ fn moved(rng: &mut Rng) -> (Named, [Named; 2], Task) {
     (base, models, Task::labelled("target", x, logits.chunks(3).map(best).collect()))
 }
 
-fn score(architecture: &Architecture, weights: &dyn Weights, task: &Task) -> tiebeam::merge::evaluate::Score {
+pub(crate) fn score(
+    architecture: &Architecture,
+    weights: &dyn Weights,
+    task: &Task,
+) -> tiebeam::merge::evaluate::Score {
     architecture.score(gpu(), weights, task, &mut nothing).unwrap()
 }
 

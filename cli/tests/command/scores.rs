@@ -231,6 +231,12 @@ fn adapters_go_out_and_in() {
         got.iter().zip(&tuned).all(|(x, y)| (x - y).abs() < 1e-5),
         "one vector is enough for two equal adapters"
     );
+    folder.write(
+        "based.yaml",
+        "merge_method: rmm\nbase_model: base\nmodels: [{model: tuned}, {model: applied}]\nparameters: {basis: 1}\n",
+    );
+    done(&folder, &["merge", "based.yaml", "--out", "based"]);
+    done(&folder, &["rebuild", "based", "tuned", "--base", "base", "--out", "from-base"]);
     for (args, words) in [
         (&["extract", "base", "base", "--out", "none"][..], "no matrix that is taken differs"),
         (&["extract", "base", "lora", "--out", "none"], "adapter"),
@@ -240,6 +246,11 @@ fn adapters_go_out_and_in() {
             "merged without a base; leave out --base",
         ),
         (&["rebuild", "base", "0", "--out", "none"], "reversible.safetensors"),
+        (&["rebuild", "kept", "0", "--out", "kept"], "whose other models would be lost"),
+        (
+            &["rebuild", "based", "0", "--base", "tuned", "--out", "none"],
+            "relative to a base with other weights",
+        ),
     ] {
         let error = failed(&folder, args);
         assert!(error.contains(words), "{args:?}: {error}");
