@@ -192,7 +192,7 @@ fn surrogates_find_the_front() {
         .collect();
     let search = Search::default().bounds(bounds).population(40).generations(40);
     let predicted = |c: &[f64]| surrogates.iter().map(|s| s.value(c)).collect::<Vec<f64>>();
-    let found = front(&predicted, 2, &search, &mut Rng::new(9));
+    let found = front(&predicted, 2, &search, &mut Rng::new(9), &mut |_| Ok(())).unwrap();
     assert!(found.len() > 10, "{} points", found.len());
     let areas = |all: &mut dyn Iterator<Item = Vec<f64>>| {
         let all: Vec<[f64; 2]> = all.map(|c| [metrics(&c)[0], metrics(&c)[1]]).collect();
@@ -202,7 +202,7 @@ fn surrogates_find_the_front() {
     let grid = areas(&mut (0..441).map(|i| vec![(i % 21) as f64 / 20.0, (i / 21) as f64 / 20.0]));
     assert!(ours >= 0.95 * grid, "{ours} of {grid}");
     // The same seed gives the same front.
-    assert_eq!(found, front(&predicted, 2, &search, &mut Rng::new(9)));
+    assert_eq!(found, front(&predicted, 2, &search, &mut Rng::new(9), &mut |_| Ok(())).unwrap());
 }
 
 /// Creates a network of three layers, `6 -> 8 -> 8 -> 3`.

@@ -198,20 +198,19 @@ pub fn map(
         )));
     }
     let all = options.samples + options.checks;
-    let mut done = 0;
-    let mut scored = |coefficients: Vec<f64>| -> Result<Scored> {
+    let scored = |coefficients: Vec<f64>, done: usize, on: &mut On| -> Result<Scored> {
         let model = Combined { base, models, coefficients };
         let mut scores = Vec::new();
         for task in tasks {
             scores.push(architecture.score_any(gpu, &model, task, &mut |_, _| on(done, all))?);
         }
-        done += 1;
-        on(done, all)?;
+        on(done + 1, all)?;
         Ok(Scored { coefficients: model.coefficients, scores })
     };
     let mut rng = Rng::new(options.seed);
     let points = samples(k, options.samples, options.search.bounds, &mut rng);
-    let mut measured = points.into_iter().map(&mut scored).collect::<Result<Vec<Scored>>>()?;
+    let mut measured =
+        points.into_iter().enumerate().map(|(i, c)| scored(c, i, on)).collect::<Result<Vec<Scored>>>()?;
     // Coefficients that break a model say nothing of a surrogate.
     measured.retain(Scored::is_finite);
     let points: Vec<Vec<f64>> = measured.iter().map(|one| one.coefficients.clone()).collect();
@@ -240,10 +239,13 @@ pub fn map(
         };
         surrogates.iter().zip(&is_loss).map(one).collect()
     };
-    let mut front = front(&objectives, k, &options.search, &mut rng);
+    let mut front = front(&objectives, k, &options.search, &mut rng, &mut |_| on(options.samples, all))?;
     front.sort_by(|a, b| a.objectives[0].total_cmp(&b.objectives[0]));
-    let mut checked =
-        spread(&front, options.checks).into_iter().map(&mut scored).collect::<Result<Vec<_>>>()?;
+    let mut checked = spread(&front, options.checks)
+        .into_iter()
+        .enumerate()
+        .map(|(i, c)| scored(c, options.samples + i, on))
+        .collect::<Result<Vec<Scored>>>()?;
     checked.retain(Scored::is_finite);
     Ok(Map { samples: measured, surrogates, r_squared, front, checked })
 }

@@ -141,7 +141,11 @@ impl Default for Search {
     }
 }
 
-/// Searches for the Pareto front: points of which none dominates another, well spread over the front.
+/// Searches for the Pareto front: points of which none dominates another, well spread over the front. `on` is called after each
+/// generation, with its number.
+///
+/// # Errors
+/// What `on` returns.
 ///
 /// # Panics
 /// When the population is odd or below 4, or there are no tasks.
@@ -151,12 +155,13 @@ pub fn front(
     tasks: usize,
     search: &Search,
     rng: &mut Rng,
-) -> Vec<Point> {
+    on: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Vec<Point>> {
     let size = search.population;
     assert!(size >= 4 && size.is_multiple_of(2) && tasks > 0, "map: {size} points for {tasks} tasks");
     let point = |coefficients: Vec<f64>| Point { objectives: objectives(&coefficients), coefficients };
     let mut living: Vec<Point> = samples(tasks, size, search.bounds, rng).into_iter().map(point).collect();
-    for _ in 0..search.generations {
+    for generation in 0..search.generations {
         let merit = merits(&living);
         let mut draw = Draw::new(rng);
         let mut parent = || {
@@ -173,9 +178,10 @@ pub fn front(
         let mut order: Vec<usize> = (0..living.len()).collect();
         order.sort_by(|&a, &b| merit[a].0.cmp(&merit[b].0).then(merit[a].1.total_cmp(&merit[b].1)));
         living = order[..size].iter().map(|&i| living[i].clone()).collect();
+        on(generation + 1)?;
     }
     let ranks = ranks(&living);
-    living.into_iter().zip(ranks).filter(|(_, rank)| *rank == 0).map(|(point, _)| point).collect()
+    Ok(living.into_iter().zip(ranks).filter(|(_, rank)| *rank == 0).map(|(point, _)| point).collect())
 }
 
 /// A source of single uniform draws.
@@ -326,7 +332,9 @@ mod tests {
             x => vec![x, -x],
         };
         let search = Search { population: 20, generations: 10, ..Search::default() };
-        let front = front(&half, 1, &search, &mut Rng::new(1));
+        let stop = &mut |generation| if generation == 3 { Err(Error::config("stopped")) } else { Ok(()) };
+        assert!(front(&half, 1, &search, &mut Rng::new(1), stop).is_err());
+        let front = front(&half, 1, &search, &mut Rng::new(1), &mut |_| Ok(())).unwrap();
         assert!(!front.is_empty() && front.iter().all(|p| p.objectives.iter().all(|o| !o.is_nan())));
     }
 }
