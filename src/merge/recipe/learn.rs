@@ -217,21 +217,16 @@ impl Job {
         let missing: Vec<String> =
             missing.map(|task| format!("{}: there is no such file of a task", task.path.display())).collect();
         self.problems.extend(missing);
-        if self.config.repair {
-            self.middle()?;
-        }
         Ok(())
     }
 
     /// Where between two models a merge lies that is to be repaired, from 0 to 1. `None` if it is on no line between two.
-    fn middle(&self) -> Result<Option<f64>> {
+    fn middle(&self) -> Option<f64> {
         let merged: Vec<&Arguments> =
             self.outputs.iter().filter_map(|output| output.arguments.as_ref()).collect();
-        let Some(first) = merged.first().filter(|_| self.outputs.iter().all(|o| o.models.len() <= 2)) else {
-            return Ok(None);
-        };
+        let first = merged.first().filter(|_| self.outputs.iter().all(|o| o.models.len() <= 2))?;
         let is_even = merged.iter().all(|own| own.weights == first.weights && own.t == first.t);
-        Ok(match self.config.method {
+        match self.config.method {
             Method::Average => Some(0.5),
             Method::Linear | Method::NuSlerp | Method::MetricsWeighted if is_even => {
                 match first.weights[..] {
@@ -241,7 +236,7 @@ impl Job {
             }
             Method::Slerp if is_even => Some(f64::from(first.t)),
             _ => None,
-        })
+        }
     }
 
     fn atlas(
@@ -435,7 +430,7 @@ impl Job {
             }
             _ => [all[0], all[0]],
         };
-        let t = match (network.batch_norms().is_empty(), self.middle()?) {
+        let t = match (network.batch_norms().is_empty(), self.middle()) {
             (false, _) => 0.5,
             (true, Some(t)) => t,
             (true, None) => {
