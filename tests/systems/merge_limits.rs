@@ -200,7 +200,7 @@ fn diagonals_of_what_is_no_number_or_used_twice_are_refused() {
     assert!(message.contains("`fc1` is used twice"), "{message}");
 }
 
-/// Images whose features at once are more than one binding holds are computed in parts, to the same bits.
+/// Images whose features at once are more than one binding holds are computed in parts.
 #[test]
 fn rows_follow_from_the_adapter() {
     let mut rng = Rng::new(26);
@@ -217,5 +217,5 @@ fn rows_follow_from_the_adapter() {
     let whole = download(&network.logits(gpu(), &weights, &x).unwrap());
     let part = x.slice(0, 297..300).contiguous();
     let part = download(&network.logits(gpu(), &weights, &part).unwrap());
-    assert_eq!(whole[297 * 3..], part);
+    within("the last rows", &part, &whole[297 * 3..], |i| 1e-5 * (1.0 + whole[297 * 3 + i].abs()));
 }
