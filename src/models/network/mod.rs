@@ -140,7 +140,7 @@ pub type See<'a> = dyn FnMut(Seen) -> Option<Tensor> + 'a;
 /// let network = Network::from_json(text)?;
 /// let mut rng = Rng::new(1);
 /// let weights: BTreeMap<String, Tensor> = [("conv.weight", vec![4, 1, 3, 3]), ("fc.weight", vec![10, 4])]
-///     .map(|(name, shape)| (name.to_string(), Tensor::randn(&gpu, shape, &mut rng)))
+///     .map(|(name, shape)| (name.to_string(), Tensor::randn(&gpu, &shape[..], &mut rng)))
 ///     .into();
 /// let images = Tensor::ones(&gpu, [5, 64]); // each row is an image of 1 channel
 /// assert_eq!(network.logits(&gpu, &weights, &images)?.shape()[..], [5, 10]);
