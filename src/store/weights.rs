@@ -36,6 +36,15 @@ pub trait Weights {
     /// When there is no float tensor of this name, or the file or the device fails.
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor>;
 
+    /// Reads all tensors of floats: [`Weights::read`] of each of [`Weights::float_names`].
+    ///
+    /// # Errors
+    /// As [`Weights::read`].
+    fn read_all(&self, gpu: &Gpu) -> Result<BTreeMap<String, Tensor>> {
+        let one = |name: String| self.read(gpu, &name).map(|x| (name, x));
+        self.float_names().into_iter().map(one).collect()
+    }
+
     /// Reads a range of a tensor's elements in row-major order, as a flat tensor. Callers use it to read a tensor in parts.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod merge_errors;
 mod merge_found;
 mod merge_learned;
 mod merge_limits;
+mod merge_networks;
 mod merge_vocab;
 mod merges;
 mod potential;

@@ -226,6 +226,22 @@ fn changes_are_extracted_as_well_as_can_be() {
     assert!(stopped.is_err());
 }
 
+/// What is passed through keeps its bits, and the sum of a matrix and an adapter is no copy.
+#[test]
+fn adapters_that_are_no_numbers_are_refused() {
+    let mut rng = Rng::new(5);
+    let folder = Folder::new("nan-adapter");
+    let (_, [mut pairs, _]) = made(&folder, &mut rng);
+    pairs[1].1 = pairs[1].1.affine(0.0, f32::NAN).contiguous();
+    write_lora(&folder.0.join("a"), &pairs, 3, ("base", None)).unwrap();
+    let message =
+        folder.merge("merge_method: passthrough\nmodels: [{model: base+a}]").unwrap_err().to_string();
+    assert!(
+        message.contains(&format!("{}.weight", LAYERS[1].0)) && message.contains("NaN or infinity"),
+        "{message}"
+    );
+}
+
 /// With as many vectors as models every adapter comes back, where the factors' mean is neither of them.
 #[test]
 fn reversible_merges_are_kept_and_rebuilt() {

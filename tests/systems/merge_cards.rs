@@ -58,6 +58,18 @@ fn names_are_mapped_by_a_table() {
     };
     let good = text("{transformer.h.: model.layers., .ln.: .norm.}");
     expect(&folder.merge(&good).unwrap(), &[&a, &b], |_, x| (x[0] + x[1]) / 2.0);
+    // A diagonal has the names of its model's file.
+    for (name, model) in [("fisher-a", &a), ("fisher-other", &other)] {
+        let ones = |(name, (shape, x)): (&String, &(Vec<usize>, Vec<f32>))| {
+            (name.clone(), (shape.clone(), vec![1.0; x.len()]))
+        };
+        save_model(&folder.0.join(name), &model.iter().map(ones).collect(), FileDType::F32);
+    }
+    let fisher = good
+        .replace("average", "fisher")
+        .replace("model: a}", "model: a, parameters: {fisher: fisher-a, weight: 1}}")
+        .replace("model: other,", "model: other, parameters: {fisher: fisher-other, weight: 1},");
+    expect(&folder.merge(&fisher).unwrap(), &[&a, &b], |_, x| (x[0] + x[1]) / 2.0);
     for (table, words) in [
         ("{transformer.x.: model.}", "no tensor's name has `transformer.x.` in it"),
         ("{transformer.h.0.: transformer.h.1.}", "two tensors would have the name"),

@@ -5,7 +5,7 @@ use crate::merges::Folder;
 use crate::support::{download, gpu, within};
 use std::collections::BTreeMap;
 use tiebeam::merge::evaluate::{Task, TaskData, Tokens};
-use tiebeam::merge::fisher::{FisherOptions, fisher_of};
+use tiebeam::merge::fisher::{FisherOptions, Labels, fisher_of};
 use tiebeam::merge::learn::{LearnOptions, Objective, learn};
 use tiebeam::merge::written::Written;
 use tiebeam::merge::{Architecture, Job, MergeConfig, Shards, Weights};
@@ -177,6 +177,30 @@ fn negation_of_texts_chooses_a_step() {
     let loss = |weights: &dyn Weights, i: usize| score(&architecture, weights, &tasks[i]).loss;
     assert!(loss(&found.weights, 0) > loss(&shards[0], 0));
     assert!(loss(&found.weights, 1) <= loss(&shards[0], 1) / 0.8);
+}
+
+/// Fewer tokens than a window are one shorter window, not a whole one.
+#[test]
+fn no_more_tokens_are_seen_than_are_asked_for() {
+    let mut rng = Rng::new(27);
+    let config = LmConfig::small().vocab(13).width(8).heads(2).kv_heads(1).hidden(12).depth(1).context(12);
+    let folder = Folder::new("few-tokens");
+    let path = folder.0.join("lm.safetensors");
+    Lm::new(gpu(), config, &mut rng).save(&path).unwrap();
+    let shards = Shards::open(&path).unwrap();
+    let architecture = Architecture::open(gpu(), &shards, None).unwrap();
+    let all: Vec<u32> = (0..30).map(|_| rng.below(13) as u32).collect();
+    let of = |tokens: &[u32], limit: usize| {
+        let data = TaskData::Tokens(Tokens { tokens: tokens.to_vec(), limit, context: 12 });
+        let task = Task { name: "text".into(), data };
+        assert_eq!(architecture.samples(&task), 1);
+        let options = FisherOptions::default().labels(Some(Labels::Given));
+        fisher_of(gpu(), &architecture, &shards, &task, &options, &mut nothing).unwrap()
+    };
+    let (limited, short) = (of(&all, 5), of(&all[..6], 100));
+    for (name, x) in &short {
+        assert_eq!(download(&limited[name]), download(x), "{name}");
+    }
 }
 
 #[test]

@@ -25,6 +25,9 @@ Examples:
   tiebeam merge merge.yaml --out merged --shard-size 2GB
   cat merge.yaml | tiebeam merge - --out merged";
 
+/// What is said of an output that was looked at again.
+const READ_BACK: &str = "read back: every tensor is there in its shape and type";
+
 /// Merge models by a configuration in mergekit's format
 #[derive(Parser)]
 #[command(after_long_help = EXAMPLES)]
@@ -75,21 +78,26 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Some(_) => boxed.iter().map(|source| &**source).collect(),
         None => job.sources(),
     };
-    let to = Target { folder: out, shard_bytes: args.shard_size, config: &text };
+    let merge = Merge {
+        gpu: &gpu,
+        job: &job,
+        sources: &sources,
+        out,
+        shard_bytes: args.shard_size,
+        config: &text,
+        context,
+        stopped: &stopped,
+    };
     if job.config.method == Method::Rmm {
-        return learned::reversible(&gpu, &job, &sources, &to, context, &stopped);
+        return merge.write_reversible();
     }
     match job.config.needs_data() {
-        true => learned::write(&gpu, &job, &sources, &to, context, &stopped)?,
-        false => write(&gpu, &job, &sources, &to, context, &stopped)?,
-    }
-    if !job.config.needs_data() {
-        job.check_written(out)?;
-        context.note("read back: every tensor is there in its shape and type");
+        true => merge.write_learned()?,
+        false => merge.write()?,
     }
     match tasks.is_empty() {
         true => Ok(()),
-        false => evaluate(&gpu, &job, &sources, out, &tasks, context, &stopped),
+        false => merge.evaluate(&tasks),
     }
 }
 
@@ -145,79 +153,83 @@ fn align(gpu: &Gpu, job: &Job, settings: &Align, context: &Context, stopped: &At
     Ok(aligned)
 }
 
-/// The folder that is written, the size of its files, and the configuration that is kept there.
-struct Target<'a> {
-    folder: &'a Path,
+/// A merge that is written.
+struct Merge<'a> {
+    gpu: &'a Gpu,
+    job: &'a Job,
+    sources: &'a [&'a dyn Weights],
+    /// The folder that is written.
+    out: &'a Path,
+    /// The largest file.
     shard_bytes: u64,
+    /// The text of the configuration, which is kept in the folder.
     config: &'a str,
+    context: &'a Context,
+    stopped: &'a AtomicBool,
 }
 
-fn write(
-    gpu: &Gpu,
-    job: &Job,
-    sources: &[&dyn Weights],
-    to: &Target,
-    context: &Context,
-    stopped: &AtomicBool,
-) -> Result<()> {
-    let start = Instant::now();
-    let style = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {elapsed} so far, about {eta} to go";
-    let bar = context.bar(Some(job.bytes() * job.passes()), style);
-    let done = job.run(gpu, sources, to.folder, to.shard_bytes, to.config, &mut |bytes| {
-        bar.inc(bytes);
-        unless_stopped(stopped, "nothing was written")
-    });
-    bar.finish_and_clear();
-    done?;
-    let seconds = start.elapsed().as_secs_f64();
-    let (n, written, rate) = (job.outputs.len(), size(job.bytes()), job.bytes() as f64 / 1e6 / seconds);
-    context.result(format_args!(
-        "{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {}",
-        to.folder.display()
-    ));
-    context.record(&json!({
-        "line": "merged", "out": to.folder, "tensors": n, "bytes": job.bytes(), "seconds": seconds, "notes": job.notes,
-    }))
-}
-
-/// Prints the scores of the inputs and the output.
-fn evaluate(
-    gpu: &Gpu,
-    job: &Job,
-    sources: &[&dyn Weights],
-    out: &Path,
-    tasks: &[Task],
-    context: &Context,
-    stopped: &AtomicBool,
-) -> Result<()> {
-    let merged = Shards::open(out)?;
-    let architecture = Architecture::open(gpu, &merged, job.network()?.as_ref())?;
-    // `job.models` includes the files of Fisher diagonals, which are left out here.
-    let slices = job.config.slices.iter().flat_map(|slice| slice.sources.iter().map(|s| &s.model));
-    let named: Vec<&PathBuf> = slices.chain(&job.config.base).collect();
-    let inputs = job.models.iter().zip(sources).map(|(model, source)| (model.path.as_path(), *source));
-    let inputs = inputs.filter(|(path, _)| named.iter().any(|n| n == path));
-    let mut table = Table::new(context, tasks);
-    for (path, weights) in inputs.chain([(out, &merged as &dyn Weights)]) {
-        let bar = bar(context, &format!("evaluating {}", path.display()));
-        let score = |task: &Task| {
-            architecture.score(gpu, weights, task, &mut |done, all| {
-                bar.set_message(format!("evaluating {}: {done} of {all} tokens", path.display()));
-                unless_stopped(stopped, "the merge is written")
-            })
-        };
-        unless_stopped(stopped, "the merge is written")?;
-        // The inputs of a merge may lack what its output has, such as two heads.
-        if path != out
-            && let Some(error) = tasks.iter().find_map(|task| architecture.check(weights, task).err())
-        {
-            bar.finish_and_clear();
-            context.note(format_args!("{} is not scored: {error}", path.display()));
-            continue;
-        }
-        let scores = tasks.iter().map(score).collect::<Result<Vec<_>>>()?;
+impl Merge<'_> {
+    fn write(&self) -> Result<()> {
+        let Merge { job, context, .. } = *self;
+        let start = Instant::now();
+        let style = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {elapsed} so far, about {eta} to go";
+        let bar = context.bar(Some(job.bytes() * job.passes()), style);
+        let done = job.run(self.gpu, self.sources, self.out, self.shard_bytes, self.config, &mut |bytes| {
+            bar.inc(bytes);
+            self.unless_stopped()
+        });
         bar.finish_and_clear();
-        table.row(&path.display().to_string(), path, &scores)?;
+        done?;
+        job.check_written(self.out)?;
+        context.note(READ_BACK);
+        let seconds = start.elapsed().as_secs_f64();
+        let (n, written, rate) = (job.outputs.len(), size(job.bytes()), job.bytes() as f64 / 1e6 / seconds);
+        context.result(format_args!(
+            "{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {}",
+            self.out.display()
+        ));
+        context.record(&json!({
+            "line": "merged", "out": self.out, "tensors": n, "bytes": job.bytes(), "seconds": seconds, "notes": job.notes,
+        }))
     }
-    Ok(())
+
+    /// Ends work whose output is not there yet, once Ctrl-C was pressed.
+    fn unless_stopped(&self) -> Result<()> {
+        unless_stopped(self.stopped, "nothing was written")
+    }
+
+    /// Prints the scores of the inputs and the output.
+    fn evaluate(&self, tasks: &[Task]) -> Result<()> {
+        let Merge { gpu, job, sources, out, context, stopped, .. } = *self;
+        let merged = Shards::open(out)?;
+        let architecture = Architecture::open(gpu, &merged, job.network()?.as_ref())?;
+        // `job.models` includes the files of Fisher diagonals, which are left out here.
+        let slices = job.config.slices.iter().flat_map(|slice| slice.sources.iter().map(|s| &s.model));
+        let named: Vec<&PathBuf> = slices.chain(&job.config.base).collect();
+        let inputs = job.models.iter().zip(sources).map(|(model, source)| (model.path.as_path(), *source));
+        let inputs = inputs.filter(|(path, _)| named.iter().any(|n| n == path));
+        let mut table = Table::new(context, tasks);
+        for (path, weights) in inputs.chain([(out, &merged as &dyn Weights)]) {
+            let bar = bar(context, &format!("evaluating {}", path.display()));
+            let score = |task: &Task| {
+                architecture.score(gpu, weights, task, &mut |done, all| {
+                    bar.set_message(format!("evaluating {}: {done} of {all} tokens", path.display()));
+                    unless_stopped(stopped, "the merge is written")
+                })
+            };
+            unless_stopped(stopped, "the merge is written")?;
+            // The inputs of a merge may lack what its output has, such as two heads.
+            if path != out
+                && let Some(error) = tasks.iter().find_map(|task| architecture.check(weights, task).err())
+            {
+                bar.finish_and_clear();
+                context.note(format_args!("{} is not scored: {error}", path.display()));
+                continue;
+            }
+            let scores = tasks.iter().map(score).collect::<Result<Vec<_>>>()?;
+            bar.finish_and_clear();
+            table.row(&path.display().to_string(), path, &scores)?;
+        }
+        Ok(())
+    }
 }

@@ -54,12 +54,10 @@ fn command_line() {
     assert_eq!(folder.names(), ["a", "b", "bad.yaml", "c", "merges", "out"]);
 }
 
-/// Two networks that were trained separately: their average fails unless they are aligned. The reference vectors have both
-/// losses.
-#[test]
-fn aligned_and_evaluated() {
+/// Networks `a` and `b` that were trained on the digits, and `data` with rows of them.
+pub(crate) fn networks(test: &str) -> Folder {
     let file = File::open(crate::support::matching_vectors("wm_mlp.safetensors")).unwrap();
-    let folder = Folder::new("align");
+    let folder = Folder::new(test);
     let entry = |from: &str, to: &str| {
         let info = file.info(from).unwrap();
         Entry::bytes(to, info.dtype, &info.shape, file.bytes(from).unwrap().to_vec())
@@ -70,6 +68,15 @@ fn aligned_and_evaluated() {
         save(folder.0.join(format!("{model}.safetensors")), entries, &BTreeMap::new()).unwrap();
     }
     save(folder.0.join("data.safetensors"), ["x", "y"].map(|n| entry(n, n)), &BTreeMap::new()).unwrap();
+    folder
+}
+
+/// Two networks that were trained separately: their average fails unless they are aligned. The reference vectors have both
+/// losses.
+#[test]
+fn aligned_and_evaluated() {
+    let file = File::open(crate::support::matching_vectors("wm_mlp.safetensors")).unwrap();
+    let folder = networks("align");
     let f64s = |name: &str| -> Vec<f64> {
         file.bytes(name).unwrap().as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect()
     };

@@ -1,5 +1,6 @@
 //! Commands that look at data: `evaluate`, `fisher`, `pareto`, merges that learn, and adapters in and out.
 
+use crate::merge::networks;
 use crate::merges::Folder;
 use crate::{command, text};
 use serde_json::Value;
@@ -25,23 +26,6 @@ fn failed(folder: &Folder, args: &[&str]) -> String {
     assert!(!run.status.success() && error.contains("error: "), "{args:?}: {error}");
     assert!(!error.contains("panicked"), "{error}");
     error[error.find("error: ").unwrap()..].to_string()
-}
-
-/// Networks `a` and `b` that were trained on the digits, and `data` with rows of them.
-fn networks(test: &str) -> Folder {
-    let file = File::open(crate::support::matching_vectors("wm_mlp.safetensors")).unwrap();
-    let folder = Folder::new(test);
-    let entry = |from: &str, to: &str| {
-        let info = file.info(from).unwrap();
-        Entry::bytes(to, info.dtype, &info.shape, file.bytes(from).unwrap().to_vec())
-    };
-    for model in ["a", "b"] {
-        let names = file.names().filter_map(|n| n.strip_prefix(&format!("{model}.")));
-        let entries = names.map(|n| entry(&format!("{model}.{n}"), n));
-        save(folder.0.join(format!("{model}.safetensors")), entries, &BTreeMap::new()).unwrap();
-    }
-    save(folder.0.join("data.safetensors"), ["x", "y"].map(|n| entry(n, n)), &BTreeMap::new()).unwrap();
-    folder
 }
 
 fn lines(out: &str) -> Vec<Value> {

@@ -61,7 +61,7 @@ pub fn repair(
     layers: &[&str],
     outputs: &mut Outputs,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let mut weights = all(gpu, merged)?;
+    let mut weights = merged.read_all(gpu)?;
     for layer in layers {
         let now = statistics(&outputs(&weights, layer)?, layer)?;
         let [a, b] = [statistics(&outputs(a, layer)?, layer)?, statistics(&outputs(b, layer)?, layer)?];
@@ -112,7 +112,7 @@ pub fn reset_statistics(
     norms: &[&str],
     inputs: &mut Outputs,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let mut weights = all(gpu, merged)?;
+    let mut weights = merged.read_all(gpu)?;
     for norm in norms {
         let now = statistics(&inputs(&weights, norm)?, norm)?;
         let unbiased = now.rows as f32 / (now.rows - 1) as f32;
@@ -134,8 +134,4 @@ pub fn reset_statistics(
         }
     }
     Ok(weights)
-}
-
-fn all(gpu: &Gpu, weights: &dyn Weights) -> Result<BTreeMap<String, Tensor>> {
-    weights.float_names().into_iter().map(|name| Ok((name.clone(), weights.read(gpu, &name)?))).collect()
 }

@@ -127,10 +127,7 @@ impl Architecture {
         let score = self.score_any(gpu, weights, task, on)?;
         match score.loss.is_finite() {
             true => Ok(score),
-            false => Err(Error::config(format!(
-                "task `{}`: the loss is {}; the model's weights or the task's inputs are no numbers",
-                task.name, score.loss
-            ))),
+            false => Err(no_number(&task.name, "loss", score.loss)),
         }
     }
 
@@ -193,17 +190,18 @@ impl Architecture {
     pub fn samples(&self, task: &Task) -> usize {
         match &task.data {
             TaskData::Labelled(data) => data.rows(),
-            TaskData::Tokens(data) => data.windows(self.context(data)),
+            TaskData::Tokens(data) => data.scored() / self.window(data),
         }
     }
 
-    fn context(&self, data: &Tokens) -> usize {
+    /// Tokens of a window of [`Architecture::scores`]: all that are scored, if these are fewer than a context.
+    fn window(&self, data: &Tokens) -> usize {
         let most = match self {
             Architecture::Llama(config) => config.context,
             Architecture::Lm(model) => model.config.context,
             Architecture::Network(_) => data.context,
         };
-        most.min(data.context)
+        most.min(data.context).min(data.scored()).max(1)
     }
 
     /// Scores `[rows, classes]` of some samples and their targets `[rows]`, tracked from `weights`: rows of a network, or the tokens of
@@ -229,7 +227,7 @@ impl Architecture {
                 Ok((data.classes(logits), labels))
             }
             (TaskData::Tokens(data), Architecture::Llama(_) | Architecture::Lm(_)) => {
-                let length = self.context(data).min(data.tokens.len() - 1);
+                let length = self.window(data);
                 let part = |from: usize| -> Vec<u32> {
                     let window = |&w: &u32| &data.tokens[w as usize * length + from..][..length];
                     samples.iter().flat_map(window).copied().collect()
@@ -245,9 +243,15 @@ impl Architecture {
 }
 
 impl Tokens {
-    /// Number of whole windows among the tokens that are scored, at least one.
-    fn windows(&self, context: usize) -> usize {
-        let count = (self.tokens.len() - 1).min(self.limit);
-        (count / context.max(1)).max(1)
+    /// Number of tokens that are scored.
+    fn scored(&self) -> usize {
+        self.tokens.len().saturating_sub(1).min(self.limit)
     }
+}
+
+/// A score of a task that is NaN or infinite.
+pub(in crate::merge) fn no_number(task: &str, what: &str, value: f64) -> Error {
+    Error::config(format!(
+        "task `{task}`: the {what} is {value}; the model's weights or the task's inputs are no numbers"
+    ))
 }

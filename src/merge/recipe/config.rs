@@ -5,17 +5,18 @@
 //! list, the first entry counts whose filter is part of the tensor's name. As in mergekit 0.1.5, tensors outside of the layers, such
 //! as embeddings, the last norm and the head, have a gradient's first value.
 //!
-//! A model is a path, or a name `owner/name` that is in the cache of Hugging Face's hub; `model+adapter` is one with a LoRA adapter on it. Two paths to the same files are the same
-//! model.
+//! A model is a path, or a name `owner/name` that is in the cache of Hugging Face's hub; `model+adapter` is one with a LoRA adapter on
+//! it. Two paths to the same files are the same model.
 
 pub use super::choice::{TokenRow, TokenizerConfig, TokenizerSource};
 use super::method::Method;
+use super::node::Node;
 pub use super::setting::{Parameters, Scalar, Setting};
 use crate::error::{Error, Result};
 use crate::merge::evaluate::{TaskFile, TaskKind};
 use crate::models::adapter::Lora;
-use crate::store::{FileDType, named, nearest, same_weights};
-use serde_json::{Map, Value};
+use crate::store::{FileDType, named, same_weights};
+use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -332,23 +333,18 @@ fn slices(root: &Node, method: Method, models: &Models) -> Result<Vec<Slice>> {
         let keys = ["model", "parameters", "names", "layer_range"];
         node.only(&keys[..3 + ranged as usize])?;
         let model = models.path(&node.need("model")?)?;
+        let parameters = own_parameters(&node, method, folder)?;
         if let Some(table) = node.get("names") {
-            let pairs = table.map()?.keys().map(|from| {
-                Ok((
-                    from.clone(),
-                    table.value[from]
-                        .as_str()
-                        .map(String::from)
-                        .ok_or_else(|| table.wrong(format!("`{from}` must become text")))?,
-                ))
-            });
-            models.names.borrow_mut().insert(model.clone(), pairs.collect::<Result<_>>()?);
+            let pairs = pairs(&table)?;
+            let mut names = models.names.borrow_mut();
+            // A diagonal has its model's names.
+            for path in parameters.get("fisher").map_or(Vec::new(), texts) {
+                names.insert(path.into(), pairs.clone());
+            }
+            names.insert(model.clone(), pairs);
         }
-        Ok(Source {
-            model,
-            layers: node.get("layer_range").map(|n| n.range()).transpose()?,
-            parameters: own_parameters(&node, method, folder)?,
-        })
+        let layers = node.get("layer_range").map(|n| n.range()).transpose()?;
+        Ok(Source { model, layers, parameters })
     };
     match (root.get("models"), root.get("slices")) {
         (Some(listed), None) => {
@@ -365,6 +361,24 @@ fn slices(root: &Node, method: Method, models: &Models) -> Result<Vec<Slice>> {
             slices.list()?.into_iter().map(slice).collect()
         }
         _ => Err(root.wrong("needs either `models` or `slices`")),
+    }
+}
+
+/// What of a model's names becomes what.
+fn pairs(table: &Node) -> Result<Vec<(String, String)>> {
+    let pair = |(from, to): (&String, &Value)| match to.as_str() {
+        Some(to) => Ok((from.clone(), to.to_string())),
+        None => Err(table.wrong(format!("`{from}` must become text"))),
+    };
+    table.map()?.iter().map(pair).collect()
+}
+
+/// The texts in a setting.
+fn texts(setting: &Setting) -> Vec<&str> {
+    match setting {
+        Setting::Same(Scalar::Text(text)) => vec![text],
+        Setting::Filters(all) => all.iter().flat_map(|(_, setting)| texts(setting)).collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -502,102 +516,6 @@ fn task(node: &Node, folder: &Path) -> Result<TaskFile> {
         Some(name) => file.named(name.text()?),
         None => file,
     })
-}
-
-/// A value and its place in the configuration, which error messages name.
-struct Node<'a> {
-    at: String,
-    value: &'a Value,
-}
-
-impl<'a> Node<'a> {
-    fn wrong(&self, message: impl std::fmt::Display) -> Error {
-        let at = if self.at.is_empty() { "the configuration" } else { &self.at };
-        Error::config(format!("{at}: {message}"))
-    }
-
-    fn map(&self) -> Result<&'a Map<String, Value>> {
-        self.value.as_object().ok_or_else(|| self.wrong("must be a map of keys"))
-    }
-
-    fn only(&self, keys: &[&str]) -> Result<()> {
-        match self.map()?.keys().find(|key| !keys.contains(&key.as_str())) {
-            Some(key) => {
-                let near = nearest(key, keys.iter().copied());
-                let near =
-                    if near.is_empty() { "there are none here".into() } else { format!("near: {near}") };
-                Err(self.wrong(format!("unknown key `{key}`; {near}")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Returns a key's value, or `None` if it is null.
-    fn get(&self, key: &str) -> Option<Node<'a>> {
-        let value = self.value.get(key).filter(|v| !v.is_null())?;
-        let dot = if self.at.is_empty() { "" } else { "." };
-        Some(Node { at: format!("{}{dot}{key}", self.at), value })
-    }
-
-    fn need(&self, key: &str) -> Result<Node<'a>> {
-        self.get(key).ok_or_else(|| self.wrong(format!("`{key}` is missing")))
-    }
-
-    fn text(&self) -> Result<&'a str> {
-        self.value.as_str().ok_or_else(|| self.wrong(format!("must be text, not {}", self.value)))
-    }
-
-    fn whole(&self) -> Result<u64> {
-        self.value.as_u64().ok_or_else(|| self.wrong(format!("must be a whole number, not {}", self.value)))
-    }
-
-    fn real(&self) -> Result<f64> {
-        numeric(self.value).ok_or_else(|| self.wrong(format!("must be a number, not {}", self.value)))
-    }
-
-    fn flag(&self) -> Result<bool> {
-        self.value.as_bool().ok_or_else(|| self.wrong(format!("must be true or false, not {}", self.value)))
-    }
-
-    fn list(&self) -> Result<Vec<Node<'a>>> {
-        let list = self.value.as_array().filter(|l| !l.is_empty());
-        let list = list.ok_or_else(|| self.wrong("must be a list that is not empty"))?;
-        let node = |(i, value)| Node { at: format!("{}[{i}]", self.at), value };
-        Ok(list.iter().enumerate().map(node).collect())
-    }
-
-    fn range(&self) -> Result<Range<usize>> {
-        let ends = self.list()?.iter().map(Node::whole).collect::<Result<Vec<_>>>()?;
-        match ends[..] {
-            [start, end] if start < end => Ok(start as usize..end as usize),
-            _ => Err(self.wrong("must be [first layer, layer behind the last]")),
-        }
-    }
-
-    fn setting(&self) -> Result<Setting> {
-        match self.value {
-            Value::Number(number) => Ok(Setting::Same(Scalar::Number(number.as_f64().unwrap_or(f64::NAN)))),
-            Value::Bool(flag) => Ok(Setting::Same(Scalar::Flag(*flag))),
-            Value::String(text) => Ok(Setting::Same(Scalar::Text(text.clone()))),
-            Value::Array(list) if !list.is_empty() && list.iter().all(|v| numeric(v).is_some()) => {
-                Ok(Setting::Gradient(list.iter().filter_map(numeric).collect()))
-            }
-            Value::Array(_) => {
-                let one = |node: Node| {
-                    node.only(&["filter", "value"])?;
-                    let filter = node.get("filter").map(|f| f.text().map(String::from)).transpose()?;
-                    Ok((filter, node.need("value")?.setting()?))
-                };
-                Ok(Setting::Filters(self.list()?.into_iter().map(one).collect::<Result<_>>()?))
-            }
-            _ => Err(self.wrong("must be a value, a list of numbers, or a list of {filter, value}")),
-        }
-    }
-}
-
-/// A number, also one that is written as text.
-fn numeric(value: &Value) -> Option<f64> {
-    value.as_f64().or_else(|| value.as_str()?.trim().parse().ok().filter(|x: &f64| x.is_finite()))
 }
 
 #[cfg(test)]

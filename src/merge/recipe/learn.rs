@@ -303,7 +303,7 @@ impl Job {
         let best = found.best(&preference)?;
         let coefficients = best.coefficients.clone();
         let model = crate::merge::map::Combined { base, models, coefficients: coefficients.clone() };
-        let weights = model.float_names().into_iter().map(|name| Ok((name.clone(), model.read(gpu, &name)?)));
+        let weights = model.read_all(gpu)?;
         let text: Vec<String> = coefficients.iter().map(|c| format!("{c:.3}")).collect();
         let note = format!(
             "of {} models that were scored, the coefficients {} are best",
@@ -311,7 +311,7 @@ impl Job {
             text.join(", ")
         );
         let record = json!({"line": "learned", "method": "map", "coefficients": coefficients, "r_squared": found.r_squared});
-        Ok(Learned { weights: weights.collect::<Result<_>>()?, network: None, notes: vec![note], record })
+        Ok(Learned { weights, network: None, notes: vec![note], record })
     }
 
     fn pleas(
@@ -360,12 +360,10 @@ impl Job {
         let [slice] = &self.config.slices[..] else {
             return Err(Error::config("search: the weights of whole models are searched for, not of slices"));
         };
-        let count = slice.sources.iter().filter(|source| !self.config.is_base_only(source)).count();
         let options =
             CmaOptions::default().bounds(search.bounds).evaluations(search.evaluations).seed(search.seed);
         let own = slice.sources.iter().filter(|source| !self.config.is_base_only(source));
         let start: Vec<f64> = own.map(|source| start_of(source, search)).collect();
-        debug_assert_eq!(start.len(), count);
         let mut done = 0;
         let found = maximise(&start, &options, &mut |weights| {
             let job = self.weighted(weights)?;

@@ -15,6 +15,7 @@ pub mod learn;
 pub mod method;
 pub mod methods;
 mod model;
+mod node;
 mod rows;
 pub mod run;
 mod setting;

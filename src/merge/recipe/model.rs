@@ -100,7 +100,12 @@ impl Model {
 
     /// Whether a tensor is another one than the file has.
     pub(super) fn changes(&self, name: &str) -> bool {
-        self.is_by_token(name) || self.adapter.as_ref().is_some_and(|adapter| adapter.contains(name))
+        self.is_by_token(name) || self.is_adapted(name)
+    }
+
+    /// Whether the adapter changes a tensor.
+    pub(super) fn is_adapted(&self, name: &str) -> bool {
+        self.adapter.as_ref().is_some_and(|adapter| adapter.contains(name))
     }
 
     /// Whether a tensor is read with the rows of the output's tokens.

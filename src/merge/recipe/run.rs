@@ -91,17 +91,8 @@ impl Job {
                 queue.extend(outputs.into_iter().flat_map(|i| (0..parts(i)).map(move |p| (i, p))));
             }
             queue.reverse();
-            let mut stream = Stream {
-                gpu,
-                job: self,
-                sources,
-                measured: Measured::None,
-                statistics: None,
-                queue,
-                sequence,
-                pending: None,
-                progress: &mut *progress,
-            };
+            let mut stream = Stream::new(gpu, self, sources, sequence, &mut *progress);
+            stream.queue = queue;
             stream.measure()?;
             let stream = &RefCell::new(stream);
             let notes = self.file_notes();
@@ -128,17 +119,9 @@ impl Job {
     /// As [`Job::run`], without those of files.
     pub fn merged(&self, gpu: &Gpu, sources: &[&dyn Weights]) -> Result<BTreeMap<String, Tensor>> {
         self.check()?;
-        let mut stream = Stream {
-            gpu,
-            job: self,
-            sources,
-            measured: Measured::None,
-            statistics: None,
-            queue: Vec::new(),
-            sequence: (0..self.outputs.len()).collect(),
-            pending: None,
-            progress: &mut |_| Ok(()),
-        };
+        let sequence = (0..self.outputs.len()).collect();
+        let mut quiet = |_| Ok(());
+        let mut stream = Stream::new(gpu, self, sources, sequence, &mut quiet);
         stream.measure()?;
         let mut all = BTreeMap::new();
         for (i, output) in self.outputs.iter().enumerate() {
@@ -203,7 +186,28 @@ fn from_words(bytes: &[u8], wide: impl Fn(u16) -> f32) -> Vec<f32> {
     bytes.as_chunks::<2>().0.iter().map(|&word| wide(u16::from_le_bytes(word))).collect()
 }
 
-impl Stream<'_> {
+impl<'a> Stream<'a> {
+    /// A stream of the outputs in `sequence`, of which none is started before it is asked for.
+    fn new(
+        gpu: &'a Gpu,
+        job: &'a Job,
+        sources: &'a [&'a dyn Weights],
+        sequence: Vec<usize>,
+        progress: &'a mut Progress<'a>,
+    ) -> Stream<'a> {
+        Stream {
+            gpu,
+            job,
+            sources,
+            measured: Measured::None,
+            statistics: None,
+            queue: Vec::new(),
+            sequence,
+            pending: None,
+            progress,
+        }
+    }
+
     fn read(&self, input: &Input, range: &Range<usize>) -> Result<Tensor> {
         self.sources[input.model].read_range(self.gpu, &input.name, range.clone())
     }
@@ -272,9 +276,13 @@ impl Stream<'_> {
                 break;
             };
             let (method, finite, start) = (self.job.config.method, pending.finite, range.start);
-            // What is passed through is nobody's sum: NaN and infinity stay what they were.
+            // What is passed through is nobody's sum, if there is no adapter on it: NaN and infinity stay what they were.
             let known = match method {
-                Method::Passthrough => counted(finite)?,
+                Method::Passthrough
+                    if !output.inputs().any(|input| self.job.models[input.model].is_adapted(&input.name)) =>
+                {
+                    counted(finite)?
+                }
                 _ => check_finite(self.job, finite, start).map(|()| 0)?,
             };
             let bytes = pending.merged.wait()?;

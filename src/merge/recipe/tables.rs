@@ -110,7 +110,7 @@ impl Job {
             for name in names {
                 let tensor = self.table_for(i, &name).map_or(name.clone(), String::from);
                 let Ok(mut shape) = model.checkpoint.shape(&tensor) else { continue };
-                if model.adapter.as_ref().is_some_and(|adapter| adapter.contains(&tensor)) {
+                if model.is_adapted(&tensor) {
                     problems.insert(format!(
                         "{}: the adapter changes `{tensor}`, which is read by token; merge it into its model first",
                         model.path.display()

@@ -4,7 +4,7 @@ use super::learned::Atlas;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::merge::Weights;
-use crate::merge::evaluation::architecture::Architecture;
+use crate::merge::evaluation::architecture::{Architecture, no_number};
 use crate::merge::evaluation::evaluate::{Labelled, Score, Task, TaskData};
 use crate::optim::{AdamW, AdamWConfig, Group, Schedule, clip_grad_norm};
 use crate::rng::Rng;
@@ -130,11 +130,8 @@ pub fn learn(
     let has_control = has_control(tasks, options)?;
     tasks.iter().try_for_each(|task| architecture.check(base, task))?;
     let mut rng = Rng::new(options.seed);
-    let read = |weights: &dyn Weights| -> Result<BTreeMap<String, Tensor>> {
-        weights.float_names().into_iter().map(|name| Ok((name.clone(), weights.read(gpu, &name)?))).collect()
-    };
-    let own = read(base)?;
-    let others = models.iter().map(|&model| read(model)).collect::<Result<Vec<_>>>()?;
+    let own = base.read_all(gpu)?;
+    let others = models.iter().map(|model| model.read_all(gpu)).collect::<Result<Vec<_>>>()?;
     let mut atlas = Atlas::new(gpu, &own, &others, options.parts, &mut rng);
     drop(others);
     // Also what is chosen by is the few rows alone.
@@ -283,6 +280,10 @@ impl Run<'_> {
     /// `floor` at the control are not chosen.
     fn merit(&self, atlas: &Atlas, floor: f64, look: &mut dyn FnMut() -> Result<()>) -> Result<(f64, f64)> {
         let weights = atlas.weights_under(&atlas.coefficients().detach());
+        if matches!(self.options.objective, Objective::Entropy | Objective::Information) {
+            // No labels are used, so none may choose.
+            return Ok((-self.entropies(&weights, look)?, 0.0));
+        }
         let mut scores = Vec::new();
         for task in self.tasks {
             scores.push(self.architecture.score(self.gpu, &weights, task, &mut |_, _| look())?);
@@ -293,11 +294,9 @@ impl Run<'_> {
         let mean = |of: &dyn Fn(&Score) -> f64| wanted.iter().map(of).sum::<f64>() / wanted.len() as f64;
         let merit = mean(&Score::merit) - 1e-6 * mean(&|score| score.loss);
         Ok(match self.options.objective {
-            // No labels are used, so none may choose.
-            Objective::Entropy | Objective::Information => (-self.entropies(&weights)?, control),
             Objective::Negate if control < floor => (f64::NEG_INFINITY, control),
             Objective::Negate => (-merit, control),
-            Objective::Supervised => (merit, control),
+            _ => (merit, control),
         })
     }
 
@@ -314,11 +313,20 @@ impl Run<'_> {
         }
     }
 
-    fn entropies(&self, weights: &BTreeMap<String, Tensor>) -> Result<f64> {
+    fn entropies(
+        &self,
+        weights: &BTreeMap<String, Tensor>,
+        look: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<f64> {
         let mut sum = 0.0;
         for (task, samples) in self.tasks.iter().zip(&self.looks) {
+            look()?;
             let (logits, _) = self.architecture.scores(self.gpu, weights, task, samples)?;
-            sum += f64::from(self.entropy(&logits).item()?);
+            let entropy = f64::from(self.entropy(&logits).item()?);
+            if !entropy.is_finite() {
+                return Err(no_number(&task.name, "entropy", entropy));
+            }
+            sum += entropy;
         }
         Ok(sum)
     }
