@@ -152,7 +152,7 @@ impl Walk<'_> {
             (true, Some(units), _) => Target::Group(units.group.clone()),
             (true, None, _) => Target::Fixed,
             (false, _, Some(target)) => target,
-            (false, ..) => Target::Group(first_layer(step).unwrap_or_default()),
+            (false, ..) => Target::Group(last_of_shortcut(step).unwrap_or_default()),
         };
         self.steps(body, target.clone())?;
         let after = std::mem::replace(&mut self.units, before);
@@ -165,7 +165,7 @@ impl Walk<'_> {
 }
 
 /// The name of the last layer that a step's shortcut writes with, which names the group of the sum.
-fn first_layer(step: &Step) -> Option<String> {
+fn last_of_shortcut(step: &Step) -> Option<String> {
     let Step::Residual { shortcut, .. } = step else { return None };
     shortcut.iter().rev().find_map(|step| match step {
         Step::Linear(name) | Step::Conv(Conv { name, .. }) => Some(name.clone()),
