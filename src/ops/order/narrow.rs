@@ -1,10 +1,14 @@
 //! Ranges of ranks in one pass over the elements. A sample says between which two magnitudes an end of a range must be. The pass
 //! counts what is below and lists what is between, and the list has the element of the rank.
 //!
-//! The result is exact, whatever the sample. If an end is not where the sample says, or too much is between, the answer is that
-//! nothing was found, and [`rank::ranges`] finds it in three passes.
+//! Differences of models are often many times the same: 0 where a tensor was not trained, one unit in the last place of bf16
+//! elsewhere. Zeros need no place, because they are 0 whether they are kept or not. If the sample has only one magnitude where the
+//! end must be, the pass counts it, and each tensor is searched for the place when it is cut.
+//!
+//! The result is exact, whatever the sample. If an end is not where the sample says, or too much of several magnitudes is between,
+//! the answer is that nothing was found, and [`rank::ranges`] finds it in three passes.
 
-use super::rank::{self, End, Kept};
+use super::rank::{self, Cut, End, Kept};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::kernel::{Launch, grid};
@@ -51,6 +55,8 @@ fn room(n: usize, share: f64) -> usize {
     ((n as f64 * share) as usize).max(LEAST).min(n)
 }
 
+/// The least key of an element that is not 0. No bracket begins before it.
+const FIRST: u32 = 1;
 /// The largest key: a magnitude has no sign.
 const LAST: u32 = u32::MAX >> 1;
 
@@ -69,8 +75,8 @@ impl Sample {
         Sample { keys, sorted, piece }
     }
 
-    /// Returns two keys between which the element of rank `rank` of `n` most likely is, and the share of elements for which there
-    /// should be room. `None` if that is too large.
+    /// Returns two keys between which the element of rank `rank` of `n` most likely is, if it is not 0, and the share of elements for
+    /// which there should be room. `None` if that is too large, and the keys differ.
     fn bracket(&self, rank: usize, n: usize) -> Option<([u32; 2], f64)> {
         let (count, share) = (self.sorted.len() as f64, rank as f64 / n as f64);
         let middle = *self.sorted.get((share * count) as usize)?;
@@ -85,12 +91,16 @@ impl Sample {
         let variance = (pieces.map(below).sum::<f64>() / (many * many)).max(share * (1.0 - share) / count);
         let half = WIDTH * variance.sqrt() * count + 2.0;
         let low = share * count - half;
-        let low = if low < 0.0 { 0 } else { self.sorted[low as usize] };
-        let high = self.sorted.get((share * count + half).ceil() as usize).copied().unwrap_or(LAST);
+        let low = if low < 0.0 { FIRST } else { self.sorted[low as usize].max(FIRST) };
+        let high =
+            self.sorted.get((share * count + half).ceil() as usize).copied().unwrap_or(LAST).max(FIRST);
         let at = |key: u32| self.sorted.partition_point(|&other| other < key);
         let inside = (at(high + 1) - at(low)) as f64 / count;
         let wanted = SPARE * inside;
-        (n <= LEAST || wanted * n as f64 <= room(n, SHARE) as f64).then_some(([low, high], wanted))
+        match n <= LEAST || wanted * n as f64 <= room(n, SHARE) as f64 {
+            true => Some(([low, high], wanted)),
+            false => (low == high).then_some(([low, high], 0.0)),
+        }
     }
 }
 
@@ -99,9 +109,10 @@ struct Search {
     rank: usize,
     bracket: [u32; 2],
     below: usize,
+    inside: usize,
     /// Keys and indices inside of the bracket, for every tensor.
     lists: Vec<Vec<[u32; 2]>>,
-    /// Whether a list was too long.
+    /// Whether a list was too long, and is empty here.
     lost: bool,
 }
 
@@ -148,22 +159,36 @@ fn start(base: &Tensor, xs: &[(&Tensor, &[Search])], most: usize, share: f64) ->
 }
 
 impl Search {
+    fn new(rank: usize, bracket: [u32; 2]) -> Search {
+        Search { rank, bracket, below: 0, inside: 0, lists: Vec::new(), lost: false }
+    }
+
     /// Takes the counts and the list of a tensor.
     fn take(&mut self, counts: &[u32], list: &[u32]) {
         self.below += counts[0] as usize;
-        match list.get(..2 * counts[1] as usize) {
-            Some(list) => self.lists.push(list.chunks(2).map(|pair| [pair[0], pair[1]]).collect()),
-            None => self.lost = true,
+        self.inside += counts[1] as usize;
+        let list = list.get(..2 * counts[1] as usize);
+        self.lost |= list.is_none();
+        self.lists.push(list.unwrap_or_default().chunks(2).map(|pair| [pair[0], pair[1]]).collect());
+    }
+
+    /// Returns the end. `None` if it is not inside of the bracket, or a list that it needs was too long.
+    fn end(self) -> Option<End> {
+        let [low, high] = self.bracket;
+        if low == FIRST && self.rank < self.below {
+            // The element is 0.
+            return Some(End::Placed(vec![[0, 0]; self.lists.len()].into_iter()));
+        }
+        let rank = self.rank.checked_sub(self.below).filter(|&rank| rank < self.inside)?;
+        match self.lost {
+            true => (low == high).then(|| End::Cut(Cut::of_magnitude(low, rank as u64))),
+            false => Some(End::Placed(self.places(rank).into_iter())),
         }
     }
 
-    /// Returns where the end is in each tensor. `None` if it is not inside of the bracket.
-    fn places(self) -> Option<Vec<[u32; 2]>> {
-        let rank = self.rank.checked_sub(self.below).filter(|_| !self.lost)?;
+    /// Returns where the element of a rank of the lists is in each tensor.
+    fn places(self, rank: usize) -> Vec<[u32; 2]> {
         let mut keys: Vec<u32> = self.lists.iter().flatten().map(|pair| pair[0]).collect();
-        if rank >= keys.len() {
-            return None;
-        }
         let key = *keys.select_nth_unstable(rank).1;
         // Equal elements keep their order, so so many of them come before the end.
         let mut ties = rank - keys.iter().filter(|&&other| other < key).count();
@@ -179,7 +204,7 @@ impl Search {
             ties -= ties.min(equal.len());
             place
         };
-        Some(self.lists.into_iter().map(place).collect())
+        self.lists.into_iter().map(place).collect()
     }
 }
 
@@ -206,7 +231,7 @@ pub fn ranges(
         let mut search = |&rank: &usize| {
             let (bracket, wanted) = sample.bracket(rank, n)?;
             share = share.max(wanted);
-            Some(Search { rank, bracket, below: 0, lists: Vec::new(), lost: false })
+            Some(Search::new(rank, bracket))
         };
         let Some(found) = wanted.iter().map(&mut search).collect::<Option<Vec<Search>>>() else {
             return Ok(None);
@@ -233,8 +258,8 @@ pub fn ranges(
     for (pair, ranks) in ends.iter().zip(ranks) {
         let mut found = [End::Open, End::Open];
         for (end, _) in found.iter_mut().zip(pair).filter(|(_, rank)| rank.is_some()) {
-            let Some(places) = searches.next().and_then(Search::places) else { return Ok(None) };
-            *end = End::Placed(places.into_iter());
+            let Some(place) = searches.next().and_then(Search::end) else { return Ok(None) };
+            *end = place;
         }
         all.push(Kept::new(n, ranks, found));
     }
@@ -256,6 +281,9 @@ fn take(searches: &mut [Vec<Search>], most: usize, pending: Vec<Pending>) -> Res
     Ok(())
 }
 
+/// About as many differences of integers in -3..4 are 0, of 110 010.
+const ZEROS: usize = 110_010 / 7;
+
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (counts, ranks, fill) in [
@@ -264,16 +292,20 @@ pub(super) fn cases() -> Vec<Case> {
         (vec![4099, 1], 2000..4100, Fill::Normal(1.0)),
         (vec![70_001, 40_009], 20_000..70_000, Fill::Integers(-3000, 3000)),
         (vec![70_001, 40_009], 110_009..110_010, Fill::Normal(1.0)),
-        // More ties at each end than a list has room for.
+        // More ties at each end than a list has room for: of one magnitude, of zeros, of two magnitudes.
         (vec![70_001, 40_009], 20_000..70_000, Fill::Integers(-3, 4)),
+        (vec![70_001, 40_009], 10_000..70_000, Fill::Integers(-3, 4)),
+        (vec![70_001, 40_009], 10_000..12_000, Fill::Integers(-3, 4)),
+        (vec![70_001, 40_009], ZEROS..70_000, Fill::Integers(-3, 4)),
+        (vec![70_001, 40_009], 20_000..70_000, Fill::Values(vec![2.0])),
     ] {
-        let n: usize = counts.iter().sum();
         let inputs = counts.iter().flat_map(|&count| [count; 2]);
         let inputs = inputs.map(|count| Input::normal([count]).fill(fill.clone()).fixed()).collect();
-        let is_found = n < 9000 || !matches!(fill, Fill::Integers(-3, 4));
+        let is_found = ranks.start != ZEROS;
         let of = ranks.clone();
         let forward = move |x: &[Tensor]| narrowed(x, &of, is_found).expect("a device");
         let of = ranks.clone();
+        let n: usize = counts.iter().sum();
         let reference = move |x: &[Array]| {
             let of_pair = |pair: &[Array]| {
                 let pairs = pair[0].data.iter().zip(&pair[1].data);
@@ -284,7 +316,9 @@ pub(super) fn cases() -> Vec<Case> {
                 of.clone(),
             )
         };
-        all.push(Case::new(format!("keep {ranks:?} of {counts:?}"), inputs, forward, reference).exact());
+        all.push(
+            Case::new(format!("keep {ranks:?} of {counts:?}, {fill:?}"), inputs, forward, reference).exact(),
+        );
     }
     all
 }
@@ -344,8 +378,13 @@ mod tests {
         };
         let (alike, apart) = (width(&of(0.0)), width(&of(1.0)));
         assert!(alike < PIECE * PIECES / 50 && alike < apart, "{alike}, {apart}");
-        // The ends are open where the sample has no rank for them, and equal elements are too many.
+        // The ends are open where the sample has no rank for them. Equal elements are counted, without room for a list, and those of
+        // two magnitudes are too many.
         assert_eq!(of(0.0).bracket((1 << 22) - 1, 1 << 22).expect("a bracket").0[1], LAST);
-        assert_eq!(Sample::new(&[2.0; 4096], PIECE).bracket(1 << 21, 1 << 22), None);
+        let bracket = |x: &[f32]| Sample::new(x, PIECE).bracket(1 << 21, 1 << 22);
+        let two = 2f32.to_bits();
+        assert_eq!(bracket(&[2.0; 4096]), Some(([two; 2], 0.0)));
+        assert_eq!(bracket(&[0.0; 4096]), Some(([FIRST; 2], 0.0)));
+        assert_eq!(bracket(&[[1.0; 2048], [2.0; 2048]].concat()), None);
     }
 }

@@ -110,6 +110,11 @@ pub struct Cut {
 }
 
 impl Cut {
+    /// The element of this magnitude before which `ties` others have the same.
+    pub(super) fn of_magnitude(key: u32, ties: u64) -> Cut {
+        Cut { order: Order::Magnitude, key, ties }
+    }
+
     /// The element itself (its magnitude under [`Order::Magnitude`]).
     pub fn value(&self) -> f32 {
         let flip = if self.key >= 1 << 31 { 1 << 31 } else { u32::MAX };
