@@ -3,6 +3,7 @@
 use crate::merges::Folder;
 use crate::support::{download, gpu, within};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tiebeam::merge::evaluate::{Task, TaskData};
 use tiebeam::merge::fisher::{FisherOptions, Labels, fisher_of};
 use tiebeam::merge::learn::{LearnOptions, Objective, learn};
@@ -10,7 +11,7 @@ use tiebeam::merge::learned::fisher_diagonal;
 use tiebeam::merge::map::{Combined, MapOptions, map};
 use tiebeam::merge::pareto::Search;
 use tiebeam::merge::written::Written;
-use tiebeam::merge::{Architecture, Shards, Weights};
+use tiebeam::merge::{Architecture, Shards, Weights, job};
 use tiebeam::models::lm::{Lm, LmConfig};
 use tiebeam::models::network::Network;
 use tiebeam::nn::Module;
@@ -411,6 +412,8 @@ fn configurations_learn_search_repair_and_match() {
             Some(search) => {
                 let (found, weighted) = job.searched(gpu(), &network, &tasks, search, quiet)?;
                 assert_eq!(found.point.len(), 2);
+                let once = |(a, b): (&job::Model, &job::Model)| Arc::ptr_eq(&a.checkpoint, &b.checkpoint);
+                assert!(weighted.models.iter().zip(&job.models).all(once), "models are opened once");
                 weighted.merged(gpu(), &job.sources())?
             }
             None => job.learn(gpu(), &job.sources(), &network, &tasks, quiet)?.weights,

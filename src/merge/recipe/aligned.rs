@@ -73,8 +73,8 @@ pub struct Aligned {
 }
 
 impl Job {
-    /// Matches every model to the target of `align`. Calls `watch` with the model's path and what was done, again and again; an error of `watch`
-    /// ends the search.
+    /// Matches every model to the target of `align`. Calls `watch` with the model's path and what was done, again and again; an error
+    /// of `watch` ends the search.
     ///
     /// # Errors
     /// When spec and models do not fit, a weight is NaN or infinite, or a file or the device fails, and the errors of `watch`.

@@ -78,8 +78,8 @@ impl TiesGlobal {
 /// - `b = exp(N norm(A)^2) tanh(tau sum_i tau_i)`, with `norm` the min-max normalisation and `N` the number of models.
 /// - `s` is `b`, clamped from below to its value at rank `(1 - ratio) n` and then min-max normalised.
 ///
-/// The result is `base + lambda sum w_i s_i v_i / max(sum s_i, 1e-12)`, with a weight of each model, which the authors search for. Source: Du et al., arXiv 2410.02396, by its reference code,
-/// which has `exp` and `tanh` where the paper has softmaxes.
+/// The result is `base + lambda sum w_i s_i v_i / max(sum s_i, 1e-12)`, with a weight of each model, which the authors search
+/// for. Source: Du et al., arXiv 2410.02396, by its reference code, which has `exp` and `tanh` where the paper has softmaxes.
 #[derive(Debug)]
 pub struct Pcb {
     /// Least and largest clamped magnitude of each model.

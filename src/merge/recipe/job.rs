@@ -139,9 +139,14 @@ impl Job {
     /// # Errors
     /// When a model cannot be opened, or a parameter is missing or out of range.
     pub fn open(config: MergeConfig) -> Result<Job> {
+        Job::on(Vec::new(), config)
+    }
+
+    /// As [`Job::open`], with models that are open. They stand in the order in which the configuration first names them.
+    pub(super) fn on(models: Vec<Model>, config: MergeConfig) -> Result<Job> {
         let mut job = Job {
             config,
-            models: Vec::new(),
+            models,
             outputs: Vec::new(),
             part: PART,
             problems: Vec::new(),
@@ -373,7 +378,8 @@ impl Job {
 
     /// Bytes of memory that a run needs at most, without those of the driver. On the device these are the inputs of two parts and
     /// one part's temporaries, all counted twice because the pool may hold as much again. On the host, it is two of the output's
-    /// tensors, and the elements near the limits of methods that trim a tensor by rank. Alignment adds whole tensors, but its cost matrices are not counted.
+    /// tensors, and the elements near the limits of methods that trim a tensor by rank. Alignment adds whole tensors, but its cost
+    /// matrices are not counted.
     pub fn memory(&self) -> u64 {
         let of = |o: &Output| {
             let part = 4 * o.count().min(self.part) as u64;

@@ -10,7 +10,7 @@ use crate::merge::Weights;
 use crate::merge::cma::{CmaOptions, Found, maximise};
 use crate::merge::evaluate::{Score, Task, TaskData};
 use crate::merge::learn::{LearnOptions, Objective, learn};
-use crate::merge::map::{Map, MapOptions, check_preference, map};
+use crate::merge::map::{Combined, Map, MapOptions, check_preference, map};
 use crate::merge::pareto;
 use crate::merge::partial::{PleasOptions, merge_networks};
 use crate::merge::{Architecture, align::networks::repair_network};
@@ -69,7 +69,7 @@ impl Job {
         match self.config.method {
             Method::Pleas => self.pleas(gpu, &models, architecture, tasks, on),
             Method::Atlas => self.atlas(gpu, sources[0], &models, architecture, tasks, on),
-            Method::Map => self.map(gpu, sources[0], &models, architecture, tasks, on),
+            Method::Map => self.map(gpu, sources, architecture, tasks, on),
             method => Err(Error::config(format!("`{}` learns nothing", method.name()))),
         }
     }
@@ -291,18 +291,16 @@ impl Job {
     fn map(
         &self,
         gpu: &Gpu,
-        base: &dyn Weights,
-        models: &[&dyn Weights],
+        sources: &[&dyn Weights],
         architecture: &Architecture,
         tasks: &[Task],
         on: &mut On,
     ) -> Result<Learned> {
         let preference = self.preference(tasks.len())?;
-        let sources: Vec<&dyn Weights> = std::iter::once(base).chain(models.iter().copied()).collect();
-        let found = self.front(gpu, &sources, architecture, tasks, on)?;
-        let best = found.best(&preference)?;
-        let coefficients = best.coefficients.clone();
-        let model = crate::merge::map::Combined { base, models, coefficients: coefficients.clone() };
+        let found = self.front(gpu, sources, architecture, tasks, on)?;
+        let coefficients = found.best(&preference)?.coefficients.clone();
+        let models = self.merged_models(sources)?;
+        let model = Combined { base: sources[0], models: &models, coefficients: coefficients.clone() };
         let weights = model.read_all(gpu)?;
         let text: Vec<String> = coefficients.iter().map(|c| format!("{c:.3}")).collect();
         let note = format!(
@@ -384,7 +382,7 @@ impl Job {
         Ok((found, job))
     }
 
-    /// This job with other weights of the models.
+    /// This job with other weights of the models, which are not opened again.
     fn weighted(&self, weights: &[f64]) -> Result<Job> {
         let mut config: MergeConfig = self.config.clone();
         let base_only: Vec<bool> =
@@ -396,7 +394,7 @@ impl Job {
                 source.parameters.insert("weight".into(), Setting::Same(Scalar::Number(weight)));
             }
         }
-        let mut job = Job::open(config)?;
+        let mut job = Job::on(self.models.clone(), config)?;
         job.part = self.part;
         Ok(job)
     }

@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A model that is read.
-#[derive(Debug)]
+/// A model that is read. Clones read from the same open files.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Model {
     /// The path in the configuration.
@@ -24,7 +24,7 @@ pub struct Model {
     /// Its tensors.
     pub checkpoint: Arc<Shards>,
     /// The adapter that is added to them, of a path `model+adapter`.
-    pub adapter: Option<Lora>,
+    pub adapter: Option<Arc<Lora>>,
     /// Whether it is an adapter itself, in the files of PEFT.
     pub is_adapter: bool,
     /// The `config.json` beside it, if there is one.
@@ -73,7 +73,7 @@ impl Model {
                         model.display()
                     )));
                 }
-                Some(lora)
+                Some(Arc::new(lora))
             }
         };
         let settings = config_of(checkpoint.path());

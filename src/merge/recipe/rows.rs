@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub(super) type Fills = HashMap<usize, Vec<(usize, u32)>>;
 
 /// A tensor of a model with the rows of the output.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ByToken {
     /// Its name in the model's file.
     pub name: String,
