@@ -27,6 +27,7 @@ pub mod ops;
 pub mod optim;
 pub mod precision;
 pub mod quant;
+pub mod ranks;
 pub mod rng;
 mod setters;
 pub mod shape;

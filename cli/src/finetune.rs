@@ -11,6 +11,7 @@ use tiebeam::language::{Data, Examples, Training};
 use tiebeam::models::adapter::{Adapter, AdapterConfig, AdapterKind};
 use tiebeam::models::llama::Form;
 use tiebeam::models::lm::Lm;
+use tiebeam::ranks::Alone;
 use tiebeam::share::ShardConfig;
 use tiebeam::text::Words;
 use tiebeam::{Error, Precision, Result, Rng, files};
@@ -207,7 +208,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 
 fn measured(context: &Context, examples: &Examples, model: &Lm, stop: &AtomicBool) -> Result<f64> {
     let bar = context.bar(None, "{spinner} measuring {pos} held-out examples, {elapsed}");
-    let found = examples.measure(model, usize::MAX, &mut |done, _| {
+    let found = examples.measure(model, usize::MAX, &Alone, &mut |done, _| {
         bar.set_position(done as u64);
         unless_stopped(stop, "no step was done")
     });

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tiebeam::decode::{Sampler, SamplerOptions};
-use tiebeam::language::{Corpus, Data, evaluate};
+use tiebeam::language::{Corpus, Data, Part, evaluate};
 use tiebeam::models::lm::Lm;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
@@ -121,7 +121,8 @@ impl Run<'_> {
             going = self.trainer.train(
                 next,
                 |_, rng| {
-                    let [tokens, targets] = text.batch(gpu, [batch, context], 0, rng);
+                    let Part { tokens, targets, .. } =
+                        text.batch(gpu, [batch, context], (1, 0..1), 0, rng).swap_remove(0);
                     Ok(autocast(precision, || model.loss(&tokens, &targets)))
                 },
                 |report| {

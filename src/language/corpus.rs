@@ -1,13 +1,15 @@
 //! A text as tokens, of which a part is held out.
 
-use super::data::Data;
+use super::data::{Data, Part};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::models::lm::{Lm, LmConfig, evaluate};
+use crate::models::lm::{Lm, LmConfig, evaluate_on};
+use crate::ranks::{Ranks, share};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 #[cfg(feature = "text")]
 use crate::text::Words;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use twox_hash::XxHash3_128;
 
@@ -183,15 +185,26 @@ impl Data for Corpus {
     }
 
     /// Windows at random places.
-    fn batch(&self, gpu: &Gpu, [batch, context]: [usize; 2], _: u64, rng: &mut Rng) -> [Tensor; 2] {
-        let (mut tokens, mut targets) = (Vec::new(), Vec::new());
-        for _ in 0..batch {
-            let start = rng.below(self.train.len() - context);
-            let window = &self.train[start..start + context + 1];
-            tokens.extend_from_slice(&window[..context]);
-            targets.extend_from_slice(&window[1..]);
-        }
-        [tokens, targets].map(|ids| Tensor::from_slice(gpu, &ids, [batch, context]))
+    fn batch(
+        &self,
+        gpu: &Gpu,
+        [batch, context]: [usize; 2],
+        (parts, wanted): (usize, Range<usize>),
+        _: u64,
+        rng: &mut Rng,
+    ) -> Vec<Part> {
+        let starts: Vec<usize> = (0..batch).map(|_| rng.below(self.train.len() - context)).collect();
+        let of = |starts: &[usize], from: usize| {
+            let window = |&start: &usize| &self.train[start + from..start + from + context];
+            let ids: Vec<u32> = starts.iter().flat_map(window).copied().collect();
+            Tensor::from_slice(gpu, &ids, [starts.len(), context])
+        };
+        let part = |i| {
+            let rows = &starts[share(batch, i, parts)];
+            let weight = (rows.len() * parts) as f32 / batch as f32;
+            Part { tokens: of(rows, 0), targets: of(rows, 1), weight }
+        };
+        wanted.map(part).collect()
     }
 
     fn is_even(&self) -> bool {
@@ -202,8 +215,9 @@ impl Data for Corpus {
         &self,
         model: &Lm,
         limit: usize,
+        ranks: &dyn Ranks,
         on: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<f64> {
-        evaluate(model, &self.held_out, limit, on)
+        evaluate_on(model, &self.held_out, limit, ranks, on)
     }
 }

@@ -1,14 +1,16 @@
 //! Questions and answers for fine-tuning, a line of JSON each.
 
-use super::data::Data;
+use super::data::{Data, Part};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::models::lm::{IGNORED, Lm, LmConfig};
+use crate::ranks::{Ranks, share, spread};
 use crate::rng::Rng;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use crate::text::{Message, Words};
 use serde_json::Value;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 use twox_hash::XxHash3_128;
@@ -18,6 +20,13 @@ use twox_hash::XxHash3_128;
 struct Example {
     tokens: Vec<u32>,
     learned: usize,
+}
+
+impl Example {
+    /// Number of tokens that are learned.
+    fn targets(&self) -> usize {
+        self.tokens.len() - self.learned
+    }
 }
 
 /// Examples to learn from, and some that are held out. Only answers count in the loss.
@@ -287,10 +296,24 @@ impl Data for Examples {
     }
 
     /// The next examples of the epoch, in its order.
-    fn batch(&self, gpu: &Gpu, [batch, _]: [usize; 2], step: u64, _: &mut Rng) -> [Tensor; 2] {
+    fn batch(
+        &self,
+        gpu: &Gpu,
+        [batch, _]: [usize; 2],
+        (parts, wanted): (usize, Range<usize>),
+        step: u64,
+        _: &mut Rng,
+    ) -> Vec<Part> {
         let first = step * batch as u64;
         let chosen: Vec<&Example> = (0..batch as u64).map(|i| self.at(first + i)).collect();
-        padded(gpu, &chosen, self.context)
+        let targets = |all: &[&Example]| all.iter().map(|example| example.targets()).sum::<usize>();
+        let part = |i| {
+            let rows = &chosen[share(batch, i, parts)];
+            let weight = (targets(rows) * parts) as f64 / targets(&chosen) as f64;
+            let [tokens, targets] = padded(gpu, rows, self.context);
+            Part { tokens, targets, weight: weight as f32 }
+        };
+        wanted.map(part).collect()
     }
 
     fn is_even(&self) -> bool {
@@ -301,20 +324,25 @@ impl Data for Examples {
         &self,
         model: &Lm,
         limit: usize,
+        ranks: &dyn Ranks,
         on: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<f64> {
-        let learned = |example: &Example| example.tokens.len() - example.learned;
-        let (mut sum, mut count, mut done) = (0.0, 0, 0);
+        let (mut chunks, mut count) = (Vec::new(), 0);
         for chunk in self.held_out.chunks(ROWS) {
-            let own: usize = chunk.iter().map(learned).sum();
-            let [tokens, targets] = padded(model.gpu(), &chunk.iter().collect::<Vec<_>>(), self.context);
-            let loss = no_grad(|| model.loss(&tokens, &targets)).item()?;
-            (sum, count, done) = (sum + f64::from(loss) * own as f64, count + own, done + chunk.len());
-            on(done, self.held_out.len())?;
+            let own: usize = chunk.iter().map(Example::targets).sum();
+            chunks.push((chunk, own));
+            count += own;
             if count >= limit {
                 break;
             }
         }
-        Ok(sum / count.max(1) as f64)
+        let losses = spread(ranks, chunks.len(), |i| {
+            let (chunk, own) = chunks[i];
+            let [tokens, targets] = padded(model.gpu(), &chunk.iter().collect::<Vec<_>>(), self.context);
+            let loss = no_grad(|| model.loss(&tokens, &targets)).item()?;
+            on((i * ROWS + chunk.len()).min(self.held_out.len()), self.held_out.len())?;
+            Ok(f64::from(loss) * own as f64)
+        })?;
+        Ok(losses.iter().sum::<f64>() / count.max(1) as f64)
     }
 }

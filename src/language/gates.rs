@@ -1,6 +1,6 @@
 //! Training the gates of FoldGPT, which tell what each block is worth.
 
-use super::data::Data;
+use super::data::{Data, Part};
 use super::training::check_same;
 use crate::error::{Error, Result};
 use crate::models::foldgpt::Gated;
@@ -128,8 +128,9 @@ impl<'a> GateTraining<'a> {
     /// # Errors
     /// [`Error::Format`] for a checkpoint of another model, text or options, with what differs; when it cannot be read.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
-        check_same(checkpoint, &self.settings())?;
-        self.trainer.load(checkpoint, &self.gated.gates)?;
+        let settings = self.settings();
+        self.trainer
+            .load_if(checkpoint, &self.gated.gates, |found| check_same(checkpoint, found, &settings))?;
         Ok(())
     }
 
@@ -147,7 +148,8 @@ impl<'a> GateTraining<'a> {
         let (gpu, depth) = (gated.model.gpu(), gated.gates.len() as f32);
         let keep = (depth - options.removed as f32) / depth;
         let loss = |step, rng: &mut Rng| {
-            let [tokens, targets] = data.batch(gpu, [1, gated.model.config.context], step, rng);
+            let sizes = [1, gated.model.config.context];
+            let Part { tokens, targets, .. } = data.batch(gpu, sizes, (1, 0..1), step, rng).swap_remove(0);
             let loss = autocast(options.precision, || gated.forward(&tokens).cross_entropy(&targets, None));
             Ok(loss.add(&gated.penalty(POLARISATION, 1.0, keep)))
         };

@@ -11,10 +11,10 @@ mod examples;
 mod gates;
 mod training;
 
-pub use crate::models::lm::evaluate;
+pub use crate::models::lm::{evaluate, evaluate_on};
 pub use corpus::Corpus;
 pub use curve::Point;
-pub use data::Data;
+pub use data::{Data, Part};
 #[cfg(feature = "text")]
 pub use examples::Examples;
 pub use gates::{GateOptions, GateTraining};

@@ -1,7 +1,7 @@
 //! The training run of a language model.
 
 use super::curve::{self, Point};
-use super::data::Data;
+use super::data::{Data, Part};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::Gpu;
 use crate::models::foldgpt::tail_distillation;
@@ -9,12 +9,13 @@ use crate::models::lm::Lm;
 use crate::nn::{Module, Visit, VisitMut};
 use crate::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
 use crate::precision::{Precision, autocast};
+use crate::ranks::{Alone, Ranks, agree};
 use crate::rng::Rng;
 use crate::setters::setters;
-use crate::store::File;
 use crate::tensor::Tensor;
 use crate::train::{Report, Trainer};
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +28,8 @@ use std::time::Instant;
 pub struct TrainingOptions {
     /// Windows of a step, each as long as the model's context.
     pub batch: usize,
+    /// Parts into which a rank cuts its windows of a step, whose gradients are added up: less memory, more time.
+    pub accumulate: usize,
     /// Number of steps.
     pub steps: u64,
     /// The highest learning rate.
@@ -47,6 +50,7 @@ pub struct TrainingOptions {
 
 setters!(TrainingOptions {
     batch: usize,
+    accumulate: usize,
     steps: u64,
     lr: f32,
     warmup: u64,
@@ -62,6 +66,7 @@ impl Default for TrainingOptions {
     fn default() -> TrainingOptions {
         TrainingOptions {
             batch: 16,
+            accumulate: 1,
             steps: 600,
             lr: 2e-3,
             warmup: 60,
@@ -76,7 +81,12 @@ impl Default for TrainingOptions {
 
 impl TrainingOptions {
     fn check(&self) -> Result<()> {
-        let sizes = [("batch", self.batch as u64), ("steps", self.steps), ("every", self.every)];
+        let sizes = [
+            ("batch", self.batch as u64),
+            ("accumulate", self.accumulate as u64),
+            ("steps", self.steps),
+            ("every", self.every),
+        ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(Error::config(format!("training: `{name}` is 0")));
         }
@@ -95,6 +105,9 @@ pub enum Progress<'a> {
     Step(&'a Report),
     /// Held-out tokens were measured, so many of how many.
     Measured(usize, usize),
+    /// This rank's parameters had other bits than rank 0's, although all had the same gradients, as with different drivers. Rank 0's are
+    /// taken.
+    Drifted(usize),
     /// A point of the curve was reached, and the checkpoint written if there is one.
     Point(&'a Point),
 }
@@ -122,6 +135,9 @@ pub struct Training<'a> {
     data: &'a dyn Data,
     options: TrainingOptions,
     trainer: Trainer,
+    ranks: Arc<dyn Ranks>,
+    /// Whether the ranks have told each other that their settings are the same.
+    agreed: bool,
     stop: Option<Arc<AtomicBool>>,
     curve: Vec<Point>,
     /// What else must be the same when a run goes on.
@@ -171,9 +187,65 @@ impl<'a> Training<'a> {
             .schedule(Schedule::WarmupCosine { warmup: warmup.clamp(1, total), total, floor: 0.1 })
             .scale(LossScale::of(gpu, options.precision)?)
             .rng(Rng::new(options.seed))
+            .accumulate(options.accumulate)
             .total(total);
-        let (curve, said, open) = (Vec::new(), BTreeMap::new(), Open::default());
-        Ok(Training { model, teacher: None, data, options, trainer, stop: None, curve, said, open })
+        let training = Training {
+            model,
+            teacher: None,
+            data,
+            options,
+            trainer,
+            ranks: Arc::new(Alone),
+            agreed: false,
+            stop: None,
+            curve: Vec::new(),
+            said: BTreeMap::new(),
+            open: Open::default(),
+        };
+        training.check_parts()?;
+        Ok(training)
+    }
+
+    /// Trains on several ranks: each has its part of every batch, and of what is measured. Parameters, losses and the curve are the same on
+    /// all of them; the first one writes the checkpoint. The batches are those of one rank, so that a run can go on with another number
+    /// of ranks.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a step has fewer windows than ranks times [`TrainingOptions::accumulate`].
+    pub fn ranks(self, ranks: Arc<dyn Ranks>) -> Result<Training<'a>> {
+        let training = Training { trainer: self.trainer.ranks(ranks.clone()), ranks, ..self };
+        training.check_parts()?;
+        Ok(training)
+    }
+
+    /// Parts of a step on all ranks.
+    fn parts(&self) -> usize {
+        self.ranks.size() * self.options.accumulate
+    }
+
+    fn check_parts(&self) -> Result<()> {
+        let TrainingOptions { batch, accumulate, .. } = self.options;
+        let (ranks, parts) = (self.ranks.size(), self.parts());
+        match batch >= parts {
+            true => Ok(()),
+            false => Err(Error::config(format!(
+                "a step of {batch} windows cannot be cut into {parts} parts ({ranks} ranks, {accumulate} each); take a batch of at least \
+                 {parts}, or fewer ranks"
+            ))),
+        }
+    }
+
+    /// Before the first step the ranks compare what they were told to do, and take over rank 0's parameters.
+    fn agree(&mut self) -> Result<()> {
+        if self.agreed || self.ranks.size() == 1 {
+            return Ok(());
+        }
+        let mut said = self.settings();
+        said.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        said.insert("train.step".into(), self.trainer.step().to_string());
+        agree(&*self.ranks, &said)?;
+        self.agreed = true;
+        Ok(())
     }
 
     /// Trains towards another model's scores, `KL(teacher || model)`, instead of the next tokens, and towards its residual streams after
@@ -234,6 +306,9 @@ impl<'a> Training<'a> {
             all.insert(format!("train.{name}"), value.to_string());
         };
         put("batch", &o.batch);
+        if o.accumulate > 1 {
+            put("accumulate", &o.accumulate);
+        }
         put("steps", &o.steps);
         put("lr", &o.lr);
         put("warmup", &o.warmup);
@@ -253,9 +328,12 @@ impl<'a> Training<'a> {
     /// # Errors
     /// [`Error::Format`] for a checkpoint of another model, text or options, with what differs; when it cannot be read.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
-        let metadata = check_same(checkpoint, &self.settings())?;
+        self.agree()?;
+        let settings = self.settings();
+        let model = Trained(self.model.parameters().trainable());
+        let metadata =
+            self.trainer.load_if(checkpoint, &model, |found| check_same(checkpoint, found, &settings))?;
         let curve = curve::parse(metadata.get("train.curve").map_or("", String::as_str))?;
-        self.trainer.load(checkpoint, &Trained(self.model.parameters().trainable()))?;
         self.open = metadata.get("train.open").and_then(|text| Open::parse(text)).unwrap_or_default();
         self.curve = curve;
         Ok(())
@@ -274,19 +352,26 @@ impl<'a> Training<'a> {
     ) -> Result<bool> {
         let (started, before, total) = (Instant::now(), self.open.seconds, self.options.steps);
         let seconds = || before + started.elapsed().as_secs_f64();
-        let save = |own: &Training| checkpoint.map_or(Ok(()), |path| own.save(path));
+        let save = |own: &mut Training, on: &mut dyn FnMut(Progress) -> Result<()>| {
+            own.mend(on)?;
+            checkpoint.map_or(Ok(()), |path| own.save(path))
+        };
+        self.agree()?;
+        if self.trainer.step() == 0 {
+            self.trainer.share_state(&Trained(self.model.parameters().trainable()))?;
+        }
         loop {
             let step = self.trainer.step();
             if self.is_due(step) {
                 let Some(validation) = self.measured(step, on)? else {
                     self.open.seconds = seconds();
-                    return save(self).map(|()| false);
+                    return save(self, on).map(|()| false);
                 };
                 let loss = self.open.sum / self.open.count.max(1) as f64;
                 let point = Point { step, loss, validation, seconds: seconds() };
                 self.open = Open { sum: 0.0, count: 0, seconds: point.seconds };
                 self.curve.push(point);
-                save(self)?;
+                save(self, on)?;
                 on(Progress::Point(&point))?;
             }
             if step >= total {
@@ -300,9 +385,19 @@ impl<'a> Training<'a> {
             })?;
             self.open = Open { sum, count, seconds: seconds() };
             if !done {
-                return save(self).map(|()| false);
+                return save(self, on).map(|()| false);
             }
         }
+    }
+
+    /// Takes rank 0's parameters where a rank's have become others.
+    fn mend(&mut self, on: &mut dyn FnMut(Progress) -> Result<()>) -> Result<()> {
+        let model = Trained(self.model.parameters().trainable());
+        if let Some(rank) = self.trainer.differs(&model)? {
+            on(Progress::Drifted(rank))?;
+            self.trainer.share_state(&model)?;
+        }
+        Ok(())
     }
 
     /// Whether the curve has a point at this step and it has not been measured, as when a run was stopped there.
@@ -315,12 +410,15 @@ impl<'a> Training<'a> {
     fn measured(&self, step: u64, on: &mut dyn FnMut(Progress) -> Result<()>) -> Result<Option<f64>> {
         let limit = if step == self.options.steps { usize::MAX } else { self.options.validation };
         let stopped = || self.stop.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
-        let found = self.data.measure(self.model, limit, &mut |done, of| match stopped() {
+        let found = self.data.measure(self.model, limit, &*self.ranks, &mut |done, of| match stopped() {
             true => Err(Error::stopped("stopped while held-out tokens were measured")),
             false => on(Progress::Measured(done, of)),
         });
         match found {
-            Err(error) if error.kind() == ErrorKind::Stopped && stopped() => Ok(None),
+            // The flag may be another rank's.
+            Err(error) if error.kind() == ErrorKind::Stopped && (stopped() || self.ranks.size() > 1) => {
+                Ok(None)
+            }
             found => found.map(Some),
         }
     }
@@ -330,24 +428,45 @@ impl<'a> Training<'a> {
         let (model, teacher, data) = (self.model, self.teacher, self.data);
         let (gpu, precision): (&Gpu, _) = (model.gpu(), self.options.precision);
         let sizes = [self.options.batch, model.config.context];
-        let loss = |[tokens, targets]: [&Tensor; 2], rng: &mut Rng| {
+        let loss = |tokens: &Tensor, targets: &Tensor, weight: f32, rng: &mut Rng| {
             let loss = autocast(precision, || match teacher {
                 Some((teacher, tail)) => tail_distillation(model, teacher, tokens, 1.0, tail),
                 None => model.training_loss(tokens, targets, rng),
             });
-            Ok(loss)
+            Ok(if weight == 1.0 { loss } else { loss.scale(weight) })
+        };
+        let (parts, each, rank) = (self.parts(), self.options.accumulate, self.ranks.rank());
+        // A batch is drawn as a whole, and its parts are asked for one by one.
+        let mut waiting: VecDeque<Part> = VecDeque::new();
+        let mut next = |step, rng: &mut Rng| {
+            if waiting.is_empty() {
+                waiting = data.batch(gpu, sizes, (parts, rank * each..(rank + 1) * each), step, rng).into();
+            }
+            waiting
+                .pop_front()
+                .ok_or_else(|| Error::config("training: the data gave too few parts of a batch"))
         };
         // Experts and windows make lists on the host as they go, so their steps cannot be recorded.
         let uploads = model.config.experts.is_some() || model.config.window.is_some();
         if uploads || !data.is_even() {
             let step = |step, rng: &mut Rng| {
-                let [tokens, targets] = data.batch(gpu, sizes, step, rng);
-                loss([&tokens, &targets], rng)
+                let Part { tokens, targets, weight } = next(step, rng)?;
+                loss(&tokens, &targets, weight, rng)
             };
             return self.trainer.train(to, step, on);
         }
-        let batch = |step, rng: &mut Rng| Ok(data.batch(gpu, sizes, step, rng).to_vec());
-        self.trainer.train_recorded(to, batch, |inputs, rng| loss([&inputs[0], &inputs[1]], rng), on)
+        // The weights of even parts are the same in every step. Recording asks for all parts before it computes their losses.
+        let weights = RefCell::new(VecDeque::new());
+        let batch = |step, rng: &mut Rng| {
+            let Part { tokens, targets, weight } = next(step, rng)?;
+            weights.borrow_mut().push_back(weight);
+            Ok(vec![tokens, targets])
+        };
+        let recorded = |inputs: &[Tensor], rng: &mut Rng| {
+            let weight = weights.borrow_mut().pop_front().unwrap_or(1.0);
+            loss(&inputs[0], &inputs[1], weight, rng)
+        };
+        self.trainer.train_recorded(to, batch, recorded, on)
     }
 
     /// Writes the checkpoint.
@@ -368,12 +487,12 @@ fn is_of_net(name: &str) -> bool {
     name.contains(".net.") && !name.ends_with(".base")
 }
 
-/// Checks that a checkpoint says the same as the settings of a run. Returns all that it says.
+/// Checks that what a checkpoint says is the same as the settings of a run.
 pub(super) fn check_same(
     checkpoint: &Path,
+    metadata: &BTreeMap<String, String>,
     settings: &BTreeMap<String, String>,
-) -> Result<BTreeMap<String, String>> {
-    let metadata = File::open(checkpoint)?.metadata().clone();
+) -> Result<()> {
     for (name, here) in settings {
         let there = metadata.get(name).map_or("not said", String::as_str);
         if there != here {
@@ -383,7 +502,7 @@ pub(super) fn check_same(
             ));
         }
     }
-    Ok(metadata)
+    Ok(())
 }
 
 /// The leaves of a model under their names.

@@ -134,14 +134,18 @@ pub fn save_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)], run:
 /// ```
 #[track_caller]
 pub fn load_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)]) -> Result<Checkpoint> {
-    let (file, run) = read_checkpoint(path.as_ref(), params)?;
+    let (file, run) = read_checkpoint(path.as_ref(), params, |_| Ok(()))?;
     write_params(&file, params)?;
     Ok(run)
 }
 
-/// Reads a checkpoint and compares it with the model, which is as it was.
+/// Reads a checkpoint whose metadata `accept` accepts, and compares it with the model, which is as it was.
 #[track_caller]
-pub(crate) fn read_checkpoint(path: &Path, params: &[(String, Tensor)]) -> Result<(File, Checkpoint)> {
+pub(crate) fn read_checkpoint(
+    path: &Path,
+    params: &[(String, Tensor)],
+    accept: impl FnOnce(&BTreeMap<String, String>) -> Result<()>,
+) -> Result<(File, Checkpoint)> {
     for (name, tensor) in params {
         let whole = tensor.is_whole();
         assert!(
@@ -150,6 +154,7 @@ pub(crate) fn read_checkpoint(path: &Path, params: &[(String, Tensor)]) -> Resul
         );
     }
     let file = File::open(path)?;
+    accept(file.metadata())?;
     let run = run(&file)?;
     check(&file, params)?;
     Ok((file, run))
@@ -165,6 +170,19 @@ pub(crate) fn write_params(file: &File, params: &[(String, Tensor)]) -> Result<(
         })?;
     }
     Ok(())
+}
+
+/// Writes bytes in the tensor's type into a tensor in place.
+pub(crate) fn overwrite(tensor: &Tensor, bytes: &[u8]) -> Result<()> {
+    let expected = tensor.count() * tensor.dtype().size();
+    if bytes.len() != expected || !tensor.is_whole() {
+        let got = bytes.len();
+        return Err(Error::config(format!(
+            "{got} bytes for a tensor of {expected} with elements of its own"
+        )));
+    }
+    let gpu = tensor.gpu();
+    gpu.unchanged(|| gpu.overwrite_now(&[(tensor.place(), bytes)]))
 }
 
 /// Reads everything but the parameters.

@@ -33,7 +33,7 @@ pub use bytes::bf16_bytes;
 pub use checkpoint::{
     Checkpoint, load_checkpoint, load_tensors, load_tensors_as_stored, save_checkpoint, save_tensors,
 };
-pub(crate) use checkpoint::{OPTIMIZER, devices, read_checkpoint, stored, write_params};
+pub(crate) use checkpoint::{OPTIMIZER, devices, overwrite, read_checkpoint, stored, write_params};
 pub use dtype::FileDType;
 pub use file::{File, Info};
 pub(crate) use file::{nearest, some};

@@ -47,10 +47,10 @@ pub(crate) struct Scaled {
 /// ```
 #[derive(Default)]
 pub struct Grads {
-    by_leaf: HashMap<u64, Tensor>,
+    pub(super) by_leaf: HashMap<u64, Tensor>,
     /// The scale by which all of them are too large.
-    scaled: Option<Scaled>,
-    arenas: HashMap<*const ArenaLayout, Arena>,
+    pub(super) scaled: Option<Scaled>,
+    pub(super) arenas: HashMap<*const ArenaLayout, Arena>,
 }
 
 // SAFETY: the raw pointers are only keys and never followed. The `Arc` beside each keeps its address in use.

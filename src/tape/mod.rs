@@ -6,10 +6,12 @@
 
 mod checkpoint;
 mod grads;
+mod reduce;
 
 pub use checkpoint::checkpoint;
 pub use grads::Grads;
 pub(crate) use grads::{Scaled, Scaling};
+pub(crate) use reduce::{Frame, same_leaves};
 
 use crate::dtype::DType;
 use crate::gpu::buffer::Buffer;

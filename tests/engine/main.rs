@@ -19,6 +19,7 @@ mod overflow;
 mod packed;
 mod precision;
 mod random;
+mod ranks;
 mod shards;
 mod sharing;
 #[path = "../support/mod.rs"]

@@ -3,6 +3,7 @@
 
 pub mod folder;
 pub mod potentials;
+pub mod ranks;
 
 use folder::root;
 use std::path::PathBuf;

@@ -10,6 +10,7 @@ use tiebeam::models::lm::{Lm, LmConfig, MlpKind, Positions};
 use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::Module;
 use tiebeam::ops::sequence::rope::Pairing;
+use tiebeam::ranks::Alone;
 use tiebeam::share::ShardConfig;
 use tiebeam::store::File;
 use tiebeam::text::{Words, byte_tokenizer};
@@ -271,7 +272,7 @@ fn an_adapter_learns_answers_and_goes_on_with_the_same_bits() {
         let adapter = Adapter::new(&model, config, &mut Rng::new(1)).unwrap();
         let tuned = adapter.apply(&model).unwrap();
         let path = folder.join("checkpoint.safetensors");
-        let before = examples.measure(&tuned, usize::MAX, &mut |_, _| Ok(())).unwrap();
+        let before = examples.measure(&tuned, usize::MAX, &Alone, &mut |_, _| Ok(())).unwrap();
         let mut training = Training::new(&tuned, &examples, options).unwrap();
         if stops {
             // It ends with an error in the middle, and another run goes on from the last point.

@@ -21,6 +21,7 @@ mod merge_vocab;
 mod merges;
 mod potential;
 mod published;
+mod ranks;
 #[path = "../support/mod.rs"]
 mod support;
 mod tables;

@@ -16,6 +16,7 @@ use tiebeam::models::adapter::{Adapter, AdapterConfig};
 use tiebeam::models::lm::{LINEARS, Lm, LmConfig};
 use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::Module;
+use tiebeam::ranks::Alone;
 use tiebeam::{Error, Gpu, Precision, Result, Rng, files};
 use variants::{Kind, Variant, few};
 
@@ -258,7 +259,7 @@ impl Zoo<'_> {
         let other = self.other.as_ref().ok_or_else(|| Error::config("adapters need --adapt"))?;
         let plain = Lm::try_new(self.gpu, self.plain.clone(), &mut Rng::new(seed))?;
         self.train(&plain, &self.corpus, &format!("none-{seed}"), &self.how(self.steps, seed))?;
-        let before = other.measure(&plain, usize::MAX, &mut |_, _| Ok(()))?;
+        let before = other.measure(&plain, usize::MAX, &Alone, &mut |_, _| Ok(()))?;
         let adapter = kind.map(|kind| {
             let targets: Vec<&str> = LINEARS.iter().copied().filter(|name| *name != "gate").collect();
             Adapter::new(&plain, AdapterConfig::new(*kind, &targets)?, &mut Rng::new(seed))

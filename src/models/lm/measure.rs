@@ -2,6 +2,7 @@
 
 use super::Lm;
 use crate::error::{Error, Result};
+use crate::ranks::{Alone, Ranks, spread};
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 
@@ -19,23 +20,43 @@ pub fn evaluate(
     limit: usize,
     on: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<f64> {
+    evaluate_on(model, tokens, limit, &Alone, on)
+}
+
+/// [`evaluate`] on several ranks, which share the windows. All get the result, with the bits of one rank.
+///
+/// # Errors
+/// As [`evaluate`], on every rank.
+pub fn evaluate_on(
+    model: &Lm,
+    tokens: &[u32],
+    limit: usize,
+    ranks: &dyn Ranks,
+    on: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<f64> {
     let context = model.config.context;
     let count = tokens.len().saturating_sub(1).min(limit);
     if count == 0 {
         return Err(Error::config("there are no held-out tokens to measure on"));
     }
-    let (mut sum, mut at) = (0.0, 0);
+    let (mut batches, mut at) = (Vec::new(), 0);
     while at < count {
         // Batches of whole windows come first. The rest is one shorter row.
         let left = count - at;
         let [rows, length] = if left >= context { [(left / context).min(ROWS), context] } else { [1, left] };
+        batches.push((at, rows, length));
+        at += rows * length;
+    }
+    let sums = spread(ranks, batches.len(), |i| {
+        let (at, rows, length) = batches[i];
         let n = rows * length;
         let part = |from: usize| Tensor::from_slice(model.gpu(), &tokens[from..from + n], [rows, length]);
-        sum += summed(model, &part(at), &part(at + 1))?;
-        at += n;
-        on(at, count)?;
-    }
-    Ok(sum / count as f64)
+        let sum = summed(model, &part(at), &part(at + 1))?;
+        on(at + n, count)?;
+        Ok(sum)
+    })?;
+    // In order, so that any number of ranks gives the same bits.
+    Ok(sums.iter().fold(0.0, |sum, own| sum + own) / count as f64)
 }
 
 /// The sum of the losses of all tokens. Scores are as wide as the vocabulary, so that those of many tokens may be too large for the

@@ -17,7 +17,7 @@ mod table;
 
 pub use config::{ExpertsConfig, LINEARS, LmConfig, MlpKind, NormKind, Positions};
 pub use file::Saved;
-pub use measure::evaluate;
+pub use measure::{evaluate, evaluate_on};
 pub use scaling::RopeScaling;
 pub use session::{Session, SessionOptions};
 pub use table::TokenTable;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// The modules of each floor. `gpu` is the device.
 const FLOORS: [&[&str]; 10] = [
-    &["chart", "error", "exit", "files", "shape", "dtype", "rng", "linalg", "precision", "setters"],
+    &["chart", "error", "exit", "files", "shape", "dtype", "rng", "linalg", "precision", "ranks", "setters"],
     &["gpu"],
     &["tensor", "tape"],
     &["ops", "step"],

@@ -82,20 +82,29 @@
 //! # Ok::<(), tiebeam::Error>(())
 //! ```
 //!
+//! # Micro-batches and ranks
+//!
+//! With [`Trainer::accumulate`] a step is the mean of several losses, and with [`Trainer::ranks`] of those of several processes, such as
+//! the ranks of an MPI job by `tiebeam-mpi`. All ranks run the same program and take the same steps. Each computes the losses of its own
+//! part of the batch; the gradients are summed in the order of the ranks, so that parameters stay the same bits everywhere. The random
+//! generator is the same on all ranks too: draw the whole batch and take this rank's part of it, [`ranks::share`](crate::ranks::share),
+//! and the run can go on with another number of ranks. Checkpoints are rank 0's.
+//!
 //! # What keeps a loop of its own
 //!
-//! A step here is one loss and one step of one optimizer. Two optimizers in turn, gradients of several micro-batches
-//! ([`Grads::mean_of`](crate::Grads::mean_of)) and averages of parameters ([`Ema`](crate::optim::Ema)) need only a few lines
-//! around [`Optimizer::step`]; write them as a loop.
+//! A step here is one step of one optimizer. Two optimizers in turn and averages of parameters ([`Ema`](crate::optim::Ema)) need only a
+//! few lines around [`Optimizer::step`]; write them as a loop.
 
-use crate::dtype::DType;
+mod together;
+
 use crate::error::{Error, Result};
-use crate::gpu::readback::Reading;
 use crate::nn::Module;
 use crate::optim::{LossScale, Optimizer, Schedule, StepEvent, Watch};
+use crate::ranks::{Alone, Ranks};
 use crate::rng::Rng;
 use crate::step::Step;
 use crate::store::{Checkpoint, read_checkpoint, save_checkpoint, write_params};
+use crate::tape::Grads;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -103,6 +112,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use together::{Coming, Seen, Split};
 
 /// What a step computes: its loss, and tensors that are read with it. A loss alone is one, and so is a loss with a list:
 /// `Ok((loss, vec![accuracy]))`.
@@ -171,7 +181,7 @@ struct Sent {
     step: u64,
     lr: f32,
     /// The loss, the norm and the further values.
-    readings: Vec<Reading>,
+    readings: Vec<Coming>,
     watch: Watch,
 }
 
@@ -184,7 +194,12 @@ pub struct Trainer {
     rng: Rng,
     report_every: u64,
     total: u64,
+    /// Losses of a step on each rank.
+    parts: usize,
+    ranks: Arc<dyn Ranks>,
     stop: Arc<AtomicBool>,
+    /// Whether a flag was set on any rank when they last told each other.
+    stopped: bool,
     /// When the first step was done, and the number of steps then.
     clock: Option<(Instant, u64)>,
 }
@@ -202,7 +217,10 @@ impl Trainer {
             rng: Rng::new(0),
             report_every: 1,
             total: 0,
+            parts: 1,
+            ranks: Arc::new(Alone),
             stop: Arc::default(),
+            stopped: false,
             clock: None,
         }
     }
@@ -256,6 +274,26 @@ impl Trainer {
         Trainer { stop: flag, ..self }
     }
 
+    /// Sets how many losses make a step: the closures are called so often, with the same number of the step, and the gradients are those
+    /// of the mean of the losses. One graph is held at a time. Reports have the means of losses and values. The default is 1.
+    ///
+    /// # Panics
+    /// When it is 0.
+    #[must_use]
+    #[track_caller]
+    pub fn accumulate(self, losses: usize) -> Trainer {
+        assert!(losses > 0, "train: a step of 0 losses");
+        Trainer { parts: losses, ..self }
+    }
+
+    /// Trains together with other processes, which run the same program: gradients, losses and values are means over the ranks, a flag of
+    /// [`Trainer::stop`] on one rank stops all of them after the same step, and what fails on one fails on all. [`Trainer::save`] and
+    /// [`Trainer::load`] are then called by all ranks too.
+    #[must_use]
+    pub fn ranks(self, ranks: Arc<dyn Ranks>) -> Trainer {
+        Trainer { ranks, ..self }
+    }
+
     /// Changes the base rate of the schedule from the next step on, as a [`ReduceOnPlateau`](crate::optim::ReduceOnPlateau) wants
     /// it. It is not part of checkpoints.
     pub fn set_lr(&mut self, lr: f32) {
@@ -298,12 +336,13 @@ impl Trainer {
         mut loss: impl FnMut(u64, &mut Rng) -> Result<L>,
         mut report: impl FnMut(&Report) -> Result<()>,
     ) -> Result<bool> {
-        let (mut late, mut going) = (None, self.begins(to));
+        let (mut late, mut going) = (None, self.begins(to)?);
         while going {
             let (step, lr) = self.next();
-            let results = loss(step, &mut self.rng).and_then(|outcome| self.update(outcome.into(), lr));
-            let results = self.or_report(results, to, &mut late, &mut report)?;
-            going = self.after(to, lr, &results, &mut late, &mut report)?;
+            let own = self.gradients(|_, rng| Ok(loss(step, rng)?.into()));
+            let seen = self.agreed(own).and_then(|(grads, seen)| self.update(&grads, seen, lr));
+            let seen = self.or_report(seen, to, &mut late, &mut report)?;
+            going = self.after(to, lr, &seen, &mut late, &mut report)?;
         }
         Ok(self.step() >= to)
     }
@@ -341,39 +380,42 @@ impl Trainer {
         mut loss: impl FnMut(&[Tensor], &mut Rng) -> Result<L>,
         mut report: impl FnMut(&Report) -> Result<()>,
     ) -> Result<bool> {
-        let mut recorded: Option<Step> = None;
-        let (mut late, mut going) = (None, self.begins(to));
+        let (mut whole, mut split): (Option<Step>, Option<Split>) = (None, None);
+        let (mut late, mut going) = (None, self.begins(to)?);
         while going {
             let (step, lr) = self.next();
-            let inputs = batch(step, &mut self.rng);
-            let done = inputs.and_then(|inputs| self.run_recorded(recorded.take(), &inputs, lr, &mut loss));
-            let done = self.or_report(done, to, &mut late, &mut report)?;
-            going = self.after(to, lr, done.outputs(), &mut late, &mut report)?;
-            recorded = Some(done);
+            let parts: Result<Vec<_>> = (0..self.parts).map(|_| batch(step, &mut self.rng)).collect();
+            let inputs = parts.map(|parts| parts.concat());
+            let seen = match self.ranks.size() {
+                1 => inputs.and_then(|inputs| self.run_whole(&mut whole, &inputs, lr, &mut loss)),
+                _ => self.run_split(&mut split, inputs, lr, &mut loss),
+            };
+            let seen = self.or_report(seen, to, &mut late, &mut report)?;
+            going = self.after(to, lr, &seen, &mut late, &mut report)?;
         }
         Ok(self.step() >= to)
     }
 
-    /// Runs the recorded step, or records it.
+    /// Runs the recorded step of one rank, or records it.
     #[track_caller]
-    fn run_recorded<L: Into<Outcome>>(
+    fn run_whole<L: Into<Outcome>>(
         &mut self,
-        recorded: Option<Step>,
+        recorded: &mut Option<Step>,
         inputs: &[Tensor],
         lr: f32,
         loss: &mut impl FnMut(&[Tensor], &mut Rng) -> Result<L>,
-    ) -> Result<Step> {
+    ) -> Result<Seen> {
         let inputs: Vec<&Tensor> = inputs.iter().collect();
-        if let Some(mut recorded) = recorded {
+        if let Some(recorded) = recorded {
             recorded.set_lr(lr);
-            recorded.run(&inputs)?;
-            return Ok(recorded);
+            return Ok(Seen::There(recorded.run(&inputs)?.to_vec()));
         }
         let first = inputs.first().ok_or_else(|| Error::config("train: the batch has no tensors"))?;
-        Step::record(first.gpu(), &inputs, |inputs| {
-            let outcome = loss(inputs, &mut self.rng)?.into();
-            self.update(outcome, lr)
-        })
+        let made = Step::record(first.gpu(), &inputs, |inputs| {
+            let (grads, results) = self.gradients_of(inputs, loss)?;
+            self.update(&grads, Seen::There(results), lr)?.tensors()
+        })?;
+        Ok(Seen::There(recorded.insert(made).outputs().to_vec()))
     }
 
     /// Reports the step before, if a step failed, and returns the failure.
@@ -392,12 +434,17 @@ impl Trainer {
         result
     }
 
+    /// Whether the run is to end. Ranks go by what they last told each other.
     fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
+        match self.ranks.size() {
+            1 => self.stop.load(Ordering::SeqCst),
+            _ => self.stopped,
+        }
     }
 
-    fn begins(&self, to: u64) -> bool {
-        self.step() < to && !self.is_stopped()
+    fn begins(&mut self, to: u64) -> Result<bool> {
+        self.tell_stop()?;
+        Ok(self.step() < to && !self.is_stopped())
     }
 
     /// The number of the next step, counted from 0, and its learning rate.
@@ -408,20 +455,9 @@ impl Trainer {
 
     /// Makes a step of the optimizer. Returns what can be read of it: loss, norm and further values, in f32.
     #[track_caller]
-    fn update(&mut self, outcome: Outcome, lr: f32) -> Result<Vec<Tensor>> {
-        let Outcome { loss, values } = outcome;
-        if loss.count() != 1 {
-            let shape = loss.shape();
-            return Err(Error::config(format!(
-                "train: a loss of shape {shape}; reduce it, as mean_all does"
-            )));
-        }
-        let grads = match &self.scale {
-            Some(scale) => scale.backward(&loss)?,
-            None => loss.backward()?,
-        };
-        let norm = self.optimizer.step(&grads, lr)?.norm;
-        Ok([loss, norm].into_iter().chain(values).map(|x| x.detach().cast(DType::F32)).collect())
+    fn update(&mut self, grads: &Grads, seen: Seen, lr: f32) -> Result<Seen> {
+        let norm = self.optimizer.step(grads, lr)?.norm;
+        Ok(seen.with_norm(&norm))
     }
 
     /// Begins to read a step's results if they are to be reported, and reports those that are due. Returns whether training goes on.
@@ -429,14 +465,14 @@ impl Trainer {
         &mut self,
         to: u64,
         lr: f32,
-        results: &[Tensor],
+        seen: &Seen,
         late: &mut Option<Sent>,
         report: &mut dyn FnMut(&Report) -> Result<()>,
     ) -> Result<bool> {
         let (step, due) = (self.step(), late.take());
         let (first, last) = (self.clock.is_none(), step >= to || self.is_stopped());
         if first || last || step.is_multiple_of(self.report_every) {
-            let readings = results.iter().map(Tensor::read::<f32>).collect::<Result<_>>()?;
+            let readings = seen.read()?;
             *late = Some(Sent { step, lr, readings, watch: self.optimizer.watch()? });
         }
         if let Some(sent) = due {
@@ -453,8 +489,7 @@ impl Trainer {
 
     fn report(&mut self, sent: Sent, to: u64, report: &mut dyn FnMut(&Report) -> Result<()>) -> Result<()> {
         let Sent { step, lr, readings, watch } = sent;
-        let read = |reading: Reading| Ok(bytemuck::pod_collect_to_vec(&reading.wait()?));
-        let mut read = readings.into_iter().map(read).collect::<Result<Vec<Vec<f32>>>>()?;
+        let mut read = readings.into_iter().map(Coming::wait).collect::<Result<Vec<Vec<f32>>>>()?;
         let values = read.split_off(2);
         let (loss, norm, events) = (read[0][0], read[1][0], watch.events()?);
         let (since, at) = *self.clock.get_or_insert_with(|| (Instant::now(), step));
@@ -473,7 +508,7 @@ impl Trainer {
     }
 
     /// Writes a checkpoint: the model's parameters and buffers, the state of optimizer and loss scale, the number of steps and the
-    /// generator. The file is replaced whole or not at all.
+    /// generator. The file is replaced whole or not at all. Of several ranks the first one writes, and all know whether it could.
     ///
     /// # Errors
     /// As [`save_checkpoint`] and [`ModuleFile::save`](crate::nn::ModuleFile::save).
@@ -491,13 +526,21 @@ impl Trainer {
         model: &(impl Module + ?Sized),
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
-        let mut state = self.optimizer.state_dict()?;
-        if let Some(scale) = &self.scale {
-            state.extend(scale.state_dict()?);
+        match self.ranks.rank() {
+            0 => self.from_first(|| self.write(path.as_ref(), model, metadata)),
+            _ => self.from_first(|| Ok(())),
         }
+    }
+
+    fn write(
+        &self,
+        path: &Path,
+        model: &(impl Module + ?Sized),
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
         let run = Checkpoint::default()
             .step(self.step())
-            .optimizer(state)
+            .optimizer(self.state()?)
             .rng(Some(self.rng.clone()))
             .metadata(metadata.clone());
         let all = model.parameters();
@@ -507,7 +550,8 @@ impl Trainer {
 
     /// Restores what [`Trainer::save`] wrote, and returns the metadata. The run goes on with the bits of one that was never stopped.
     ///
-    /// The loss scale of a file that has none is left as it is, so that a run in f32 can go on in f16.
+    /// The loss scale of a file that has none is left as it is, so that a run in f32 can go on in f16. Of several ranks the first one
+    /// reads, and the others get everything from it; there may be more or fewer of them than when the file was written.
     ///
     /// # Errors
     /// As [`load_checkpoint`](crate::store::load_checkpoint), and when the state is of another optimizer or model. Then nothing has
@@ -517,17 +561,40 @@ impl Trainer {
         path: impl AsRef<Path>,
         model: &(impl Module + ?Sized),
     ) -> Result<BTreeMap<String, String>> {
-        let params = model.parameters().state_dict();
-        let (file, mut run) = read_checkpoint(path.as_ref(), &params)?;
-        let (mut scaled, optimizer) = match &self.scale {
-            Some(_) => run.optimizer.drain(..).partition(LossScale::is_in),
-            None => (Vec::new(), std::mem::take(&mut run.optimizer)),
+        self.load_if(path, model, |_| Ok(()))
+    }
+
+    /// [`Trainer::load`] of a file whose metadata `check` accepts. Nothing has changed if it does not.
+    ///
+    /// # Errors
+    /// As [`Trainer::load`], and what `check` returns.
+    pub fn load_if(
+        &mut self,
+        path: impl AsRef<Path>,
+        model: &(impl Module + ?Sized),
+        check: impl FnOnce(&BTreeMap<String, String>) -> Result<()>,
+    ) -> Result<BTreeMap<String, String>> {
+        let metadata = match self.ranks.rank() {
+            0 => {
+                let read = self.read(path.as_ref(), model, check);
+                self.from_first(|| read)?
+            }
+            _ => self.from_first(|| Ok(BTreeMap::new()))?,
         };
+        self.share_state(model)?;
+        self.first_words(metadata)
+    }
+
+    fn read(
+        &mut self,
+        path: &Path,
+        model: &(impl Module + ?Sized),
+        check: impl FnOnce(&BTreeMap<String, String>) -> Result<()>,
+    ) -> Result<BTreeMap<String, String>> {
+        let params = model.parameters().state_dict();
+        let (file, mut run) = read_checkpoint(path, &params, check)?;
         // First what may be another optimizer's. The model comes last.
-        self.optimizer.load_state(run.step, &optimizer)?;
-        if let Some(scale) = self.scale.as_ref().filter(|_| !scaled.is_empty()) {
-            scale.load_state(&mut scaled)?;
-        }
+        self.set_state(run.step, std::mem::take(&mut run.optimizer))?;
         write_params(&file, &params)?;
         if let Some(rng) = run.rng {
             self.rng.set_state(rng.state());

@@ -1,0 +1,207 @@
+//! Processes that work together, such as those of an MPI job, and the few exchanges that they need.
+//!
+//! A process of `N` is a *rank*, numbered from 0. What Tiebeam does with ranks is written against the trait [`Ranks`], so that the library
+//! needs no MPI: the crate `tiebeam-mpi` implements it by MPI, and [`Alone`] is a process by itself. Everything that is computed from what
+//! was exchanged is the same on every rank, and the same in every run with as many ranks.
+//!
+//! ```
+//! use tiebeam::ranks::{Alone, Ranks, share};
+//! let mut numbers = [1.0, 2.0];
+//! Alone.sum(&mut numbers)?; // over one rank
+//! assert_eq!(numbers, [1.0, 2.0]);
+//! assert_eq!((share(10, 0, 3), share(10, 1, 3), share(10, 2, 3)), (0..4, 4..7, 7..10));
+//! # Ok::<(), tiebeam::Error>(())
+//! ```
+
+use crate::error::{Error, ErrorKind, Result};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// A process among others that run the same program. All methods but [`Ranks::rank`] and [`Ranks::size`] are exchanges: every rank must
+/// call them, in the same order.
+pub trait Ranks: Send + Sync {
+    /// The number of this process, from 0.
+    fn rank(&self) -> usize;
+
+    /// How many processes there are.
+    fn size(&self) -> usize;
+
+    /// Replaces each number by its sum over the ranks, added in their order: `((x_0 + x_1) + x_2) + ..`. So the same number of ranks gives
+    /// the same bits, on every rank and in every run.
+    ///
+    /// # Errors
+    /// When the ranks cannot reach each other, or have slices of different lengths and the transport finds it.
+    fn sum(&self, numbers: &mut [f32]) -> Result<()>;
+
+    /// Returns what every rank gives, in their order. For small messages: every rank gets all of them.
+    ///
+    /// # Errors
+    /// When the ranks cannot reach each other.
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// Returns what every rank gives, in their order, to rank 0, and nothing to the others.
+    ///
+    /// # Errors
+    /// When the ranks cannot reach each other.
+    fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// Replaces the bytes by those of rank 0.
+    ///
+    /// # Errors
+    /// When the ranks cannot reach each other.
+    fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()>;
+}
+
+/// One process by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alone;
+
+impl Ranks for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+    fn size(&self) -> usize {
+        1
+    }
+    fn sum(&self, _: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![bytes.to_vec()])
+    }
+    fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.gather(bytes)
+    }
+    fn broadcast(&self, _: &mut Vec<u8>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The part of `count` things that rank `rank` of `size` has: parts follow each other, and the first ones are larger by one if they cannot
+/// be equal.
+///
+/// # Panics
+/// When `rank` is not below `size`.
+#[track_caller]
+pub fn share(count: usize, rank: usize, size: usize) -> Range<usize> {
+    assert!(rank < size, "share: rank {rank} of {size}");
+    let (each, more) = (count / size, count % size);
+    let first = rank * each + rank.min(more);
+    first..first + each + usize::from(rank < more)
+}
+
+/// Checks that all ranks say the same of what must be the same, such as the settings of a run and the hash of its data.
+///
+/// # Errors
+/// [`Error::Config`] on every rank, with the first rank that differs from rank 0 and in what; and those of [`Ranks::gather`].
+pub fn agree(ranks: &dyn Ranks, said: &BTreeMap<String, String>) -> Result<()> {
+    if ranks.size() == 1 {
+        return Ok(());
+    }
+    let text = serde_json::to_vec(said).map_err(|error| Error::config(error.to_string()))?;
+    let all = ranks.gather(&text)?;
+    let read = |bytes: &Vec<u8>| -> Result<BTreeMap<String, String>> {
+        serde_json::from_slice(bytes).map_err(|error| Error::config(format!("a rank's settings: {error}")))
+    };
+    let first = read(&all[0])?;
+    for (rank, bytes) in all.iter().enumerate().skip(1) {
+        let other = read(bytes)?;
+        let names = first.keys().chain(other.keys());
+        let of = |map: &BTreeMap<String, String>, name: &str| {
+            map.get(name).map_or("not said".to_string(), |value| format!("'{value}'"))
+        };
+        if let Some(name) = names.into_iter().find(|name| first.get(*name) != other.get(*name)) {
+            return Err(Error::config(format!(
+                "rank {rank} is of another run than rank 0: `{name}` is {} there and {} on rank 0; start all ranks with the same program, \
+                 settings and files",
+                of(&other, name),
+                of(&first, name)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Gives every rank's result to all: if one has failed, all fail. So no rank waits for another that has given up. `own` goes with a
+/// success, and comes back from every rank, in their order.
+///
+/// # Errors
+/// This rank's own error, else that of the first rank that has one, with its number; and those of [`Ranks::gather`].
+pub fn together(ranks: &dyn Ranks, own: Result<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
+    const DONE: u8 = 0;
+    const STOPPED: u8 = 1;
+    const FAILED: u8 = 2;
+    if ranks.size() == 1 {
+        return own.map(|bytes| vec![bytes]);
+    }
+    let (kind, mut message) = match &own {
+        Ok(bytes) => (DONE, bytes.clone()),
+        Err(error) if error.kind() == ErrorKind::Stopped => (STOPPED, error.to_string().into_bytes()),
+        Err(error) => (FAILED, error.to_string().into_bytes()),
+    };
+    message.push(kind);
+    let mut all = ranks.gather(&message)?;
+    own?;
+    let kinds: Vec<u8> = all.iter_mut().map(|bytes| bytes.pop().unwrap_or(FAILED)).collect();
+    // A failure says more than a stop, which others may have made of it.
+    for wanted in [FAILED, STOPPED] {
+        if let Some(rank) = kinds.iter().position(|kind| *kind == wanted) {
+            let said = format!("rank {rank}: {}", String::from_utf8_lossy(&all[rank]));
+            return Err(if wanted == STOPPED { Error::stopped(said) } else { Error::config(said) });
+        }
+    }
+    Ok(all)
+}
+
+/// Does `count` pieces of work, of which each rank has every `size`-th, and returns the results of all of them in order, on every rank.
+///
+/// ```
+/// use tiebeam::ranks::{Alone, spread};
+/// assert_eq!(spread(&Alone, 3, |i| Ok(i as f64 / 2.0))?, [0.0, 0.5, 1.0]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+///
+/// # Errors
+/// The error of a piece, on every rank, and those of [`Ranks::gather`].
+pub fn spread(ranks: &dyn Ranks, count: usize, work: impl FnMut(usize) -> Result<f64>) -> Result<Vec<f64>> {
+    let size = ranks.size();
+    let own: Result<Vec<f64>> = (ranks.rank()..count).step_by(size).map(work).collect();
+    let all = together(ranks, own.map(|own| own.into_iter().flat_map(f64::to_le_bytes).collect()))?;
+    let of = |i: usize| {
+        let words = all[i % size].as_chunks::<8>().0;
+        words.get(i / size).map(|word| f64::from_le_bytes(*word))
+    };
+    let found: Option<Vec<f64>> = (0..count).map(of).collect();
+    found.ok_or_else(|| {
+        Error::config("the ranks have done different amounts of work; start all with the same arguments")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_all_of_it_once() {
+        for (count, size) in [(0, 1), (1, 4), (7, 3), (8, 2), (13, 5)] {
+            let all: Vec<usize> = (0..size).flat_map(|rank| share(count, rank, size)).collect();
+            assert_eq!(all, (0..count).collect::<Vec<_>>(), "{count} over {size}");
+            let sizes = (0..size).map(|rank| share(count, rank, size).len());
+            assert!(sizes.clone().max().unwrap() - sizes.min().unwrap() <= 1);
+        }
+    }
+
+    #[test]
+    fn alone_is_one_rank() {
+        let said = BTreeMap::from([("a".to_string(), "1".to_string())]);
+        agree(&Alone, &said).unwrap();
+        assert_eq!(together(&Alone, Ok(vec![3])).unwrap(), [[3]]);
+        assert!(together(&Alone, Err(Error::config("no"))).is_err());
+        let mut bytes = vec![1, 2];
+        Alone.broadcast(&mut bytes).unwrap();
+        assert_eq!(
+            (Alone.gather(&bytes).unwrap(), Alone.collect(&bytes).unwrap()),
+            (vec![vec![1, 2]], vec![vec![1, 2]])
+        );
+    }
+}

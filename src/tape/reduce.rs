@@ -1,0 +1,216 @@
+//! The sum of gradients over ranks.
+
+use super::{Arena, ArenaLayout, Grads, Scaled, Scaling};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::gpu::readback::Reading;
+use crate::gpu::value::Place;
+use crate::ranks::Ranks;
+use crate::tensor::Tensor;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use twox_hash::XxHash3_128;
+
+/// Bytes that are read, summed and written at a time: while one part is with the other ranks, the next ones come from the device and the
+/// ones before go back to it. Large enough that the latency of an exchange does not count.
+const PART: u64 = 16 << 20;
+/// Parts that are on their way to the host at a time.
+const AHEAD: usize = 4;
+/// Gaps between gradients that are sent rather than made a part of their own.
+const GAP: u64 = 4096;
+
+/// What is summed in one exchange: a piece of an arena, or the gradient of a leaf that is in none.
+enum Part {
+    Piece { gpu: Gpu, at: Place, bytes: u64 },
+    Leaf(u64),
+}
+
+impl Grads {
+    /// Replaces every gradient by its sum over the ranks, in their order: the same bits on all of them. A leaf that is used in many places
+    /// has one gradient, and is sent once.
+    ///
+    /// Where an optimizer has made arenas, these are read back, summed and written in pieces of 16 MiB, which overlap. For the mean, scale
+    /// each rank's loss by one over their number, or these gradients.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor, ranks::Alone};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+    /// let mut grads = w.square().sum_all().backward()?;
+    /// grads.all_reduce(&Alone)?; // or the world of `tiebeam-mpi`
+    /// assert_eq!(grads.get(&w).unwrap().to_vec::<f32>()?, [2.0, 4.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the ranks have gradients of different leaves, on every rank; when a rank or the device fails.
+    pub fn all_reduce(&mut self, ranks: &dyn Ranks) -> Result<()> {
+        if ranks.size() == 1 {
+            return Ok(());
+        }
+        let all = crate::ranks::together(ranks, Ok(self.signature()))?;
+        same_leaves(&all)?;
+        self.sum_over(ranks)
+    }
+
+    /// Bytes that a rank gives to one [`Grads::all_reduce`].
+    pub fn bytes(&self) -> u64 {
+        self.in_order().iter().map(|gradient| 4 * gradient.count() as u64).sum()
+    }
+
+    /// The number of leaves and of elements, and a hash of the shapes, by which ranks see whether they have the same gradients: 32 bytes.
+    pub(crate) fn signature(&self) -> Vec<u8> {
+        let mut hasher = XxHash3_128::new();
+        let all = self.in_order();
+        for size in all
+            .iter()
+            .flat_map(|gradient| [gradient.rank()].into_iter().chain(gradient.shape().iter().copied()))
+        {
+            hasher.write(&(size as u64).to_le_bytes());
+        }
+        let counts = [all.len() as u64, self.bytes() / 4].map(u64::to_le_bytes);
+        [&counts.concat()[..], &hasher.finish_128().to_le_bytes()].concat()
+    }
+
+    /// [`Grads::all_reduce`] of ranks that are known to have gradients of the same leaves.
+    pub(crate) fn sum_over(&mut self, ranks: &dyn Ranks) -> Result<()> {
+        let mut parts: VecDeque<Part> = self.parts().into();
+        let mut coming: VecDeque<(Part, Reading)> = VecDeque::new();
+        while !parts.is_empty() || !coming.is_empty() {
+            while coming.len() < AHEAD
+                && let Some(part) = parts.pop_front()
+            {
+                let reading = match &part {
+                    Part::Piece { gpu, at, bytes } => gpu.start_read(&at.buffer, at.offset, *bytes)?,
+                    Part::Leaf(id) => self.by_leaf[id].read::<f32>()?,
+                };
+                coming.push_back((part, reading));
+            }
+            let Some((part, reading)) = coming.pop_front() else { break };
+            let mut numbers: Vec<f32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
+            ranks.sum(&mut numbers)?;
+            match part {
+                Part::Piece { gpu, at, .. } => {
+                    gpu.unchanged(|| gpu.overwrite_now(&[(at, bytemuck::cast_slice(&numbers))]))?;
+                }
+                Part::Leaf(id) => {
+                    let old = &self.by_leaf[&id];
+                    let new = Tensor::from_slice(old.gpu(), &numbers, *old.shape());
+                    self.by_leaf.insert(id, new);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is summed, in an order that is the same on every rank: by the first leaf of an arena, then by places in it.
+    fn parts(&self) -> Vec<Part> {
+        let mut ids: Vec<u64> = self.by_leaf.keys().copied().collect();
+        ids.sort_unstable();
+        let mut first: HashMap<*const (), u64> = HashMap::new();
+        let mut places: Vec<(u64, u64, u64, Place)> = Vec::new();
+        let mut parts: Vec<(u64, Part)> = Vec::new();
+        for id in ids {
+            let gradient = &self.by_leaf[&id];
+            let place = gradient.value.computed();
+            let arena =
+                place.filter(|at| self.arenas.values().any(|arena| Arc::ptr_eq(&arena.buffer, &at.buffer)));
+            match arena {
+                Some(at) if gradient.count() > 0 => {
+                    let of = *first.entry(Arc::as_ptr(&at.buffer).cast()).or_insert(id);
+                    places.push((of, at.offset, 4 * gradient.count() as u64, at.clone()));
+                }
+                Some(_) => {}
+                None => parts.push((id, Part::Leaf(id))),
+            }
+        }
+        places.sort_by_key(|(of, offset, ..)| (*of, *offset));
+        let gpu = self.by_leaf.values().next().map(|gradient| gradient.gpu().clone());
+        let mut spans: Vec<(u64, Place, u64)> = Vec::new();
+        for (of, offset, bytes, at) in places {
+            match spans.last_mut() {
+                Some((same, start, length)) if *same == of && offset <= start.offset + *length + GAP => {
+                    *length = offset + bytes - start.offset;
+                }
+                _ => spans.push((of, at, bytes)),
+            }
+        }
+        for (of, start, length) in spans {
+            for from in (0..length).step_by(PART as usize) {
+                let at = Place { buffer: start.buffer.clone(), offset: start.offset + from };
+                let gpu = gpu.clone().expect("there is a gradient");
+                parts.push((of, Part::Piece { gpu, at, bytes: PART.min(length - from) }));
+            }
+        }
+        // A stable sort: pieces of one arena stay in order.
+        parts.sort_by_key(|(of, _)| *of);
+        parts.into_iter().map(|(_, part)| part).collect()
+    }
+
+    /// What these gradients are apart from their elements.
+    pub(crate) fn frame(&self) -> Frame {
+        let arena_of = |gradient: &Tensor| {
+            let place = gradient.value.computed()?;
+            let arena = self.arenas.values().find(|arena| Arc::ptr_eq(&arena.buffer, &place.buffer))?;
+            Some(arena.layout.clone())
+        };
+        let mut leaves: Vec<_> =
+            self.by_leaf.iter().map(|(&id, gradient)| (id, arena_of(gradient))).collect();
+        leaves.sort_unstable_by_key(|(id, _)| *id);
+        let scaling = self.scaled.as_ref().map(|scaled| (scaled.scaling.clone(), scaled.steps));
+        Frame { leaves, scaling }
+    }
+
+    /// All tensors that these gradients are made of, which [`Frame::with`] takes.
+    pub(crate) fn tensors(&self) -> Vec<Tensor> {
+        let gradients = self.in_order().into_iter().cloned();
+        gradients.chain(self.scaled.as_ref().map(|scaled| scaled.own.clone())).collect()
+    }
+}
+
+/// Gradients without their elements: what a recorded step keeps of them, since each run writes the elements anew.
+pub(crate) struct Frame {
+    /// The leaves in the order in which they were made, and the arenas in which an optimizer wants their gradients.
+    leaves: Vec<(u64, Option<Arc<ArenaLayout>>)>,
+    scaling: Option<(Arc<Scaling>, u64)>,
+}
+
+impl Frame {
+    /// The gradients of these elements. Those of one arena lie in one buffer.
+    pub fn with(&self, tensors: &[Tensor]) -> Grads {
+        let mut grads = Grads::default();
+        for ((id, layout), gradient) in self.leaves.iter().zip(tensors) {
+            if let Some(layout) = layout {
+                let buffer = gradient.place().buffer;
+                let arena = || Arena { layout: layout.clone(), buffer };
+                grads.arenas.entry(Arc::as_ptr(layout)).or_insert_with(arena);
+            }
+            grads.by_leaf.insert(*id, gradient.clone());
+        }
+        let own = tensors.get(self.leaves.len());
+        grads.scaled = self.scaling.as_ref().zip(own).map(|((scaling, steps), own)| Scaled {
+            scaling: scaling.clone(),
+            own: own.clone(),
+            steps: *steps,
+        });
+        grads
+    }
+}
+
+/// Checks that every rank's [`Grads::signature`] are the same.
+pub(crate) fn same_leaves(all: &[Vec<u8>]) -> Result<()> {
+    let count = |bytes: &[u8]| {
+        let words = bytes.as_chunks::<8>().0;
+        [0, 1].map(|i| words.get(i).map_or(0, |word| u64::from_le_bytes(*word)))
+    };
+    match all.iter().position(|bytes| *bytes != all[0]) {
+        None => Ok(()),
+        Some(rank) => {
+            let ([here, numbers], [first, others]) = (count(&all[rank]), count(&all[0]));
+            Err(Error::config(format!(
+                "rank {rank} has gradients of {here} leaves with {numbers} numbers, and rank 0 of {first} with {others}: in each step, all \
+                 ranks must use the same parameters; add 0 times a parameter that only some ranks use"
+            )))
+        }
+    }
+}

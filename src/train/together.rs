@@ -1,0 +1,387 @@
+//! A step of several losses and several ranks: the gradients of each, and what the ranks tell each other.
+
+use super::{Outcome, Trainer};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gpu::readback::Reading;
+use crate::nn::Module;
+use crate::optim::{LossScale, StateTensor};
+use crate::ranks::together;
+use crate::rng::Rng;
+use crate::shape::Shape;
+use crate::step::Step;
+use crate::store::overwrite;
+use crate::tape::{Frame, Grads, same_leaves};
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use twox_hash::XxHash3_128;
+
+/// What can be read of a step: the loss, the norm once the optimizer has stepped, and further values, in f32.
+pub(super) enum Seen {
+    /// On the device.
+    There(Vec<Tensor>),
+    /// Here already, since the ranks have told them each other. The norm is on the device.
+    Here(Vec<Vec<f32>>, Option<Tensor>),
+}
+
+/// A part of [`Seen`] on its way.
+pub(super) enum Coming {
+    There(Reading),
+    Here(Vec<f32>),
+}
+
+impl Coming {
+    pub fn wait(self) -> Result<Vec<f32>> {
+        match self {
+            Coming::There(reading) => Ok(bytemuck::pod_collect_to_vec(&reading.wait()?)),
+            Coming::Here(numbers) => Ok(numbers),
+        }
+    }
+}
+
+impl Seen {
+    /// Puts the norm behind the loss.
+    pub fn with_norm(self, norm: &Tensor) -> Seen {
+        match self {
+            Seen::There(mut tensors) => {
+                tensors.insert(1, norm.detach());
+                Seen::There(tensors)
+            }
+            Seen::Here(numbers, _) => Seen::Here(numbers, Some(norm.detach())),
+        }
+    }
+
+    /// All of it, of a step on one rank.
+    pub fn tensors(self) -> Result<Vec<Tensor>> {
+        match self {
+            Seen::There(tensors) => Ok(tensors),
+            Seen::Here(..) => Err(Error::config("train: a recorded step of one rank has read its results")),
+        }
+    }
+
+    /// Begins to read all of it.
+    pub fn read(&self) -> Result<Vec<Coming>> {
+        let there = |x: &Tensor| Ok(Coming::There(x.read::<f32>()?));
+        match self {
+            Seen::There(tensors) => tensors.iter().map(there).collect(),
+            Seen::Here(numbers, norm) => {
+                let mut all: Vec<Coming> = numbers.iter().cloned().map(Coming::Here).collect();
+                if let Some(norm) = norm {
+                    all.insert(1, there(norm)?);
+                }
+                Ok(all)
+            }
+        }
+    }
+}
+
+/// The recorded step of a rank among others, in two parts: to the gradients, and from their sums on.
+pub(super) struct Split {
+    before: Step,
+    /// Number of tensors that are read; the gradients follow them.
+    results: usize,
+    frame: Frame,
+    after: Option<Step>,
+}
+
+impl Split {
+    /// What the last run has found. The gradients are the memory that the next run writes.
+    fn own(&self) -> (Grads, Vec<Tensor>) {
+        let (results, rest) = self.before.outputs().split_at(self.results);
+        (self.frame.with(rest), results.to_vec())
+    }
+}
+
+impl Trainer {
+    /// The gradients of the mean of this step's losses, of which `outcome` gives each, by its number. On several ranks they are divided by
+    /// their number, so that the sum over ranks is the mean. Also returns the mean loss, not divided, and further values.
+    #[track_caller]
+    pub(super) fn gradients(
+        &mut self,
+        mut outcome: impl FnMut(usize, &mut Rng) -> Result<Outcome>,
+    ) -> Result<(Grads, Vec<Tensor>)> {
+        let mut sums: Vec<Tensor> = Vec::new();
+        let (size, scale, rng) = (self.ranks.size(), &self.scale, &mut self.rng);
+        let mut one = |i: usize| {
+            let Outcome { loss, values } = outcome(i, rng)?;
+            if loss.count() != 1 {
+                let shape = loss.shape();
+                return Err(Error::config(format!(
+                    "train: a loss of shape {shape}; reduce it, as mean_all does"
+                )));
+            }
+            let own: Vec<Tensor> =
+                std::iter::once(&loss).chain(&values).map(|x| x.detach().cast(DType::F32)).collect();
+            if i == 0 {
+                sums = own;
+            } else {
+                same_values(&sums, &own)?;
+                sums = sums.iter().zip(&own).map(|(sum, x)| sum.add(x)).collect();
+            }
+            let loss = if size == 1 { loss } else { loss.scale((1.0 / size as f64) as f32) };
+            match scale {
+                Some(scale) => scale.backward(&loss),
+                None => loss.backward(),
+            }
+        };
+        let parts = self.parts;
+        let grads = Grads::mean_of((0..parts).map(&mut one))?;
+        let mean = |sum: Tensor| if parts == 1 { sum } else { sum.scale((1.0 / parts as f64) as f32) };
+        Ok((grads, sums.into_iter().map(mean).collect()))
+    }
+
+    /// [`Trainer::gradients`] of recorded losses. The inputs of each part follow each other.
+    #[track_caller]
+    pub(super) fn gradients_of<L: Into<Outcome>>(
+        &mut self,
+        inputs: &[Tensor],
+        loss: &mut impl FnMut(&[Tensor], &mut Rng) -> Result<L>,
+    ) -> Result<(Grads, Vec<Tensor>)> {
+        let each = inputs.len() / self.parts;
+        self.gradients(|i, rng| Ok(loss(&inputs[i * each..(i + 1) * each], rng)?.into()))
+    }
+
+    /// Tells the other ranks what this one has found, and sums the gradients. One rank keeps its results on the device.
+    pub(super) fn agreed(&mut self, own: Result<(Grads, Vec<Tensor>)>) -> Result<(Grads, Seen)> {
+        if self.ranks.size() == 1 {
+            return own.map(|(grads, results)| (grads, Seen::There(results)));
+        }
+        let sizes: Vec<usize> =
+            own.as_ref().map_or(Vec::new(), |(_, results)| results.iter().map(Tensor::count).collect());
+        let message =
+            own.as_ref().map_err(Clone::clone).and_then(|(grads, results)| self.message(grads, results));
+        let all = together(&*self.ranks, message)?;
+        let (mut grads, _) = own?;
+        self.stopped = all.iter().any(|message| message.last() == Some(&1));
+        let split = |message: &Vec<u8>| {
+            let (leaves, rest) = message.split_at(LEAVES.min(message.len()));
+            let numbers: Vec<f32> = bytemuck::pod_collect_to_vec(&rest[..rest.len().saturating_sub(1)]);
+            (leaves.to_vec(), numbers)
+        };
+        let (leaves, numbers): (Vec<Vec<u8>>, Vec<Vec<f32>>) = all.iter().map(split).unzip();
+        same_leaves(&leaves)?;
+        if let Some(rank) = numbers.iter().position(|other| other.len() != numbers[0].len()) {
+            return Err(Error::config(format!(
+                "train: rank {rank} reads another number of values than rank 0"
+            )));
+        }
+        grads.sum_over(&*self.ranks)?;
+        let mean = |i: usize| {
+            let sum: f64 = numbers.iter().map(|own| f64::from(own[i])).sum();
+            (sum / numbers.len() as f64) as f32
+        };
+        let mut means = (0..numbers[0].len()).map(mean);
+        let seen = sizes.iter().map(|&size| means.by_ref().take(size).collect()).collect();
+        Ok((grads, Seen::Here(seen, None)))
+    }
+
+    /// What a rank tells in each step: which leaves it has gradients of, its loss and values, and whether it was stopped.
+    fn message(&self, grads: &Grads, results: &[Tensor]) -> Result<Vec<u8>> {
+        let readings: Vec<Reading> = results.iter().map(Tensor::read::<f32>).collect::<Result<_>>()?;
+        let mut message = grads.signature();
+        debug_assert_eq!(message.len(), LEAVES);
+        for reading in readings {
+            message.extend(reading.wait()?);
+        }
+        message.push(u8::from(self.stop.load(Ordering::SeqCst)));
+        Ok(message)
+    }
+
+    /// Runs the recorded step of a rank among others, or records it.
+    #[track_caller]
+    pub(super) fn run_split<L: Into<Outcome>>(
+        &mut self,
+        recorded: &mut Option<Split>,
+        inputs: Result<Vec<Tensor>>,
+        lr: f32,
+        loss: &mut impl FnMut(&[Tensor], &mut Rng) -> Result<L>,
+    ) -> Result<Seen> {
+        let own = inputs.and_then(|inputs| self.run_before(recorded, &inputs, loss));
+        let (grads, seen) = self.agreed(own)?;
+        let Some(Split { before, after, .. }) = recorded else {
+            return Err(Error::config("train: nothing was recorded"));
+        };
+        match after {
+            Some(after) => {
+                after.set_lr(lr);
+                after.run(&[])?;
+            }
+            None => {
+                let gpu = before.outputs().first().map(|x| x.gpu().clone());
+                let gpu = gpu.ok_or_else(|| Error::config("train: the batch has no tensors"))?;
+                *after = Some(Step::record(&gpu, &[], |_| Ok(vec![self.optimizer.step(&grads, lr)?.norm]))?);
+            }
+        }
+        let norm = after.as_ref().map(|after| after.outputs()[0].clone());
+        Ok(norm.map_or(Seen::Here(Vec::new(), None), |norm| seen.with_norm(&norm)))
+    }
+
+    /// Runs the part before the exchange.
+    #[track_caller]
+    fn run_before<L: Into<Outcome>>(
+        &mut self,
+        recorded: &mut Option<Split>,
+        inputs: &[Tensor],
+        loss: &mut impl FnMut(&[Tensor], &mut Rng) -> Result<L>,
+    ) -> Result<(Grads, Vec<Tensor>)> {
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        if let Some(recorded) = recorded {
+            recorded.before.run(&inputs)?;
+            return Ok(recorded.own());
+        }
+        let first = inputs.first().ok_or_else(|| Error::config("train: the batch has no tensors"))?;
+        let mut made = None;
+        let before = Step::record(first.gpu(), &inputs, |inputs| {
+            let (grads, mut results) = self.gradients_of(inputs, loss)?;
+            made = Some((results.len(), grads.frame()));
+            results.extend(grads.tensors());
+            Ok(results)
+        })?;
+        let (results, frame) = made.ok_or_else(|| Error::config("train: nothing was recorded"))?;
+        Ok(recorded.insert(Split { before, results, frame, after: None }).own())
+    }
+
+    /// Tells the other ranks whether this one is to stop.
+    pub(super) fn tell_stop(&mut self) -> Result<()> {
+        if self.ranks.size() > 1 {
+            let own = u8::from(self.stop.load(Ordering::SeqCst));
+            self.stopped = together(&*self.ranks, Ok(vec![own]))?.iter().any(|told| *told == [1]);
+        }
+        Ok(())
+    }
+
+    /// The result of work that only rank 0 does. If it fails there, it fails everywhere.
+    pub(super) fn from_first<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.ranks.size() == 1 {
+            return work();
+        }
+        let own = work();
+        together(&*self.ranks, own.as_ref().map(|_| Vec::new()).map_err(Clone::clone))?;
+        own
+    }
+
+    /// Rank 0's words, on every rank.
+    pub(super) fn first_words(&self, own: BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+        if self.ranks.size() == 1 {
+            return Ok(own);
+        }
+        let json = |error: serde_json::Error| Error::config(format!("the words of rank 0: {error}"));
+        let mut bytes = serde_json::to_vec(&own).map_err(json)?;
+        self.ranks.broadcast(&mut bytes)?;
+        serde_json::from_slice(&bytes).map_err(json)
+    }
+
+    /// Gives rank 0's parameters, buffers, optimizer's state, loss scale and generator to all ranks. A run of several ranks begins with
+    /// this, so that all have the same bits whatever made their models. [`Trainer::load`] does it too.
+    ///
+    /// # Errors
+    /// When a rank or the device fails, or the ranks have different models.
+    pub fn share_state(&mut self, model: &(impl Module + ?Sized)) -> Result<()> {
+        if self.ranks.size() == 1 {
+            return Ok(());
+        }
+        let ranks = self.ranks.clone();
+        let first = ranks.rank() == 0;
+        for (name, tensor) in model.parameters().state_dict() {
+            let mut bytes = if first {
+                self.from_first(|| bytes_of(&tensor))?
+            } else {
+                self.from_first(|| Ok(Vec::new()))?
+            };
+            ranks.broadcast(&mut bytes)?;
+            let done = if first { Ok(()) } else { overwrite(&tensor, &bytes) };
+            let done = done.map_err(|error| Error::config(format!("`{name}` of rank 0: {error}")));
+            together(&*ranks, done.map(|()| Vec::new()))?;
+        }
+        let mut state =
+            if first { self.from_first(|| self.state())? } else { self.from_first(|| Ok(Vec::new()))? };
+        let mut position = bytemuck::cast_slice(&[
+            self.step(),
+            self.rng.state()[0],
+            self.rng.state()[1],
+            state.len() as u64,
+        ])
+        .to_vec();
+        ranks.broadcast(&mut position)?;
+        let position: Vec<u64> = bytemuck::pod_collect_to_vec(&position);
+        state.resize(position[3] as usize, (String::new(), Shape::new(&[]), Vec::new()));
+        for (name, shape, numbers) in &mut state {
+            let mut head = serde_json::to_vec(&(&*name, &shape[..]))
+                .map_err(|error| Error::config(error.to_string()))?;
+            ranks.broadcast(&mut head)?;
+            let (its, sizes): (String, Vec<usize>) =
+                serde_json::from_slice(&head).map_err(|error| Error::config(error.to_string()))?;
+            let mut bytes = bytemuck::cast_slice(numbers).to_vec();
+            ranks.broadcast(&mut bytes)?;
+            (*name, *shape, *numbers) = (its, Shape::new(&sizes), bytemuck::pod_collect_to_vec(&bytes));
+        }
+        let done = if first { Ok(()) } else { self.set_state(position[0], state) };
+        together(&*ranks, done.map(|()| Vec::new()))?;
+        self.rng.set_state([position[1], position[2]]);
+        Ok(())
+    }
+
+    /// The first rank whose parameters are other bits than rank 0's, if there is one. Gradients are the same everywhere, but drivers may
+    /// round an optimizer's division or root differently. [`Trainer::share_state`] makes them the same again.
+    ///
+    /// # Errors
+    /// When a rank or the device fails.
+    pub fn differs(&self, model: &(impl Module + ?Sized)) -> Result<Option<usize>> {
+        if self.ranks.size() == 1 {
+            return Ok(None);
+        }
+        let hash = || {
+            let mut hasher = XxHash3_128::new();
+            for (_, tensor) in model.parameters().trainable() {
+                hasher.write(&bytes_of(&tensor)?);
+            }
+            Ok(hasher.finish_128().to_le_bytes().to_vec())
+        };
+        let all = together(&*self.ranks, hash())?;
+        Ok(all.iter().position(|own| *own != all[0]))
+    }
+
+    /// The state of optimizer and loss scale.
+    pub(super) fn state(&self) -> Result<Vec<StateTensor>> {
+        let mut state = self.optimizer.state_dict()?;
+        if let Some(scale) = &self.scale {
+            state.extend(scale.state_dict()?);
+        }
+        Ok(state)
+    }
+
+    /// Restores what [`Trainer::state`] returned. A state without a loss scale leaves the scale as it is.
+    pub(super) fn set_state(&mut self, steps: u64, mut state: Vec<StateTensor>) -> Result<()> {
+        let (mut scaled, optimizer) = match &self.scale {
+            Some(_) => state.drain(..).partition(LossScale::is_in),
+            None => (Vec::new(), state),
+        };
+        self.optimizer.load_state(steps, &optimizer)?;
+        match self.scale.as_ref().filter(|_| !scaled.is_empty()) {
+            Some(scale) => scale.load_state(&mut scaled),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Bytes in which a step's message says which gradients there are.
+const LEAVES: usize = 32;
+
+fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
+    let place = tensor.contiguous().place();
+    tensor.gpu().read(&place.buffer, place.offset, (tensor.count() * tensor.dtype().size()) as u64)
+}
+
+/// Checks that the losses of a step have values of the same shapes.
+fn same_values(first: &[Tensor], own: &[Tensor]) -> Result<()> {
+    let shapes = |all: &[Tensor]| all.iter().map(|x| *x.shape()).collect::<Vec<_>>();
+    match shapes(first) == shapes(own) {
+        true => Ok(()),
+        false => Err(Error::config(format!(
+            "train: the losses of a step have values of different shapes, {:?} and {:?}; their means are reported",
+            shapes(first),
+            shapes(own)
+        ))),
+    }
+}

@@ -1,0 +1,69 @@
+//! Ranks that are threads of one process, which share a device: what a training on several ranks does, without MPI.
+
+use std::sync::{Arc, Barrier, Mutex};
+use tiebeam::Result;
+use tiebeam::ranks::Ranks;
+
+/// One thread among others.
+pub struct Thread {
+    rank: usize,
+    all: Arc<All>,
+}
+
+struct All {
+    barrier: Barrier,
+    slots: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Thread {
+    /// What every rank puts in.
+    fn exchange(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        self.all.slots.lock().unwrap()[self.rank] = bytes.to_vec();
+        self.all.barrier.wait();
+        let all = self.all.slots.lock().unwrap().clone();
+        // Nobody puts something new in before all have read.
+        self.all.barrier.wait();
+        all
+    }
+}
+
+impl Ranks for Thread {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+    fn size(&self) -> usize {
+        self.all.slots.lock().unwrap().len()
+    }
+    fn sum(&self, numbers: &mut [f32]) -> Result<()> {
+        let all = self.exchange(bytemuck::cast_slice(numbers));
+        let all: Vec<Vec<f32>> = all.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
+        for (i, number) in numbers.iter_mut().enumerate() {
+            *number = all[1..].iter().fold(all[0][i], |sum, other| sum + other[i]);
+        }
+        Ok(())
+    }
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(self.exchange(bytes))
+    }
+    fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let all = self.exchange(bytes);
+        Ok(if self.rank == 0 { all } else { Vec::new() })
+    }
+    fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()> {
+        *bytes = self.exchange(bytes).swap_remove(0);
+        Ok(())
+    }
+}
+
+/// Runs `work` on so many ranks at once. Returns what each has found, in their order.
+pub fn on_ranks<T: Send>(size: usize, work: impl Fn(Arc<dyn Ranks>) -> T + Sync) -> Vec<T> {
+    let all = Arc::new(All { barrier: Barrier::new(size), slots: Mutex::new(vec![Vec::new(); size]) });
+    std::thread::scope(|scope| {
+        let start = |rank| {
+            let (ranks, work) = (Arc::new(Thread { rank, all: all.clone() }), &work);
+            scope.spawn(move || work(ranks))
+        };
+        let threads: Vec<_> = (0..size).map(start).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a rank that does not panic")).collect()
+    })
+}
