@@ -26,6 +26,15 @@ pub trait Ranks: Send + Sync {
     /// How many processes there are.
     fn size(&self) -> usize;
 
+    /// The number of this process among those on its machine, from 0, by which it chooses an adapter.
+    fn local(&self) -> usize {
+        self.rank()
+    }
+
+    /// Called when every rank has come to know that one of them has failed, and returns an error. So whoever ends the processes knows
+    /// that no other rank has to be ended from here.
+    fn all_failed(&self) {}
+
     /// Replaces each number by its sum over the ranks, added in their order: `((x_0 + x_1) + x_2) + ..`. So the same number of ranks gives
     /// the same bits, on every rank and in every run.
     ///
@@ -111,6 +120,7 @@ pub fn agree(ranks: &dyn Ranks, said: &BTreeMap<String, String>) -> Result<()> {
             map.get(name).map_or("not said".to_string(), |value| format!("'{value}'"))
         };
         if let Some(name) = names.into_iter().find(|name| first.get(*name) != other.get(*name)) {
+            ranks.all_failed();
             return Err(Error::config(format!(
                 "rank {rank} is of another run than rank 0: `{name}` is {} there and {} on rank 0; start all ranks with the same program, \
                  settings and files",
@@ -141,6 +151,9 @@ pub fn together(ranks: &dyn Ranks, own: Result<Vec<u8>>) -> Result<Vec<Vec<u8>>>
     };
     message.push(kind);
     let mut all = ranks.gather(&message)?;
+    if all.iter().any(|bytes| bytes.last() != Some(&DONE)) {
+        ranks.all_failed();
+    }
     own?;
     let kinds: Vec<u8> = all.iter_mut().map(|bytes| bytes.pop().unwrap_or(FAILED)).collect();
     // A failure says more than a stop, which others may have made of it.
@@ -151,6 +164,26 @@ pub fn together(ranks: &dyn Ranks, own: Result<Vec<u8>>) -> Result<Vec<Vec<u8>>>
         }
     }
     Ok(all)
+}
+
+/// [`together`] for a result that does not travel: this rank's own, if no rank has failed.
+///
+/// # Errors
+/// As [`together`].
+pub fn all_done<T>(ranks: &dyn Ranks, own: Result<T>) -> Result<T> {
+    together(ranks, own.as_ref().map(|_| Vec::new()).map_err(Clone::clone))?;
+    own
+}
+
+/// Does work on rank 0 only. Returns what it gave there, and `None` on the other ranks.
+///
+/// # Errors
+/// The error of `work`, on every rank.
+pub fn on_first<T>(ranks: &dyn Ranks, work: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+    match ranks.rank() {
+        0 => all_done(ranks, work().map(Some)),
+        _ => all_done(ranks, Ok(None)),
+    }
 }
 
 /// Does `count` pieces of work, of which each rank has every `size`-th, and returns the results of all of them in order, on every rank.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tiebeam::bench::Part;
+use tiebeam::ranks::{Ranks, all_done};
 use tiebeam::store::Shards;
 use tiebeam::{Error, Gpu, Options, Result, files};
 use tracing_subscriber::EnvFilter;
@@ -53,6 +54,7 @@ enum Lines {
 /// The surroundings of a command.
 pub struct Context {
     pub options: Options,
+    pub ranks: Arc<dyn Ranks>,
     quiet: bool,
     lines: Lines,
     /// Whether stdout carries data, so that tables go to stderr.
@@ -63,9 +65,11 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(global: &Global) -> Result<Context> {
+    /// Of several ranks, only the first one prints.
+    pub fn new(global: &Global, ranks: Arc<dyn Ranks>) -> Result<Context> {
         log(global);
         let lines = match &global.json {
+            _ if ranks.rank() > 0 => Lines::Nowhere,
             None => Lines::Nowhere,
             Some(path) if is_standard(path) => Lines::Stdout,
             Some(path) => {
@@ -78,7 +82,8 @@ impl Context {
         let options = Options::default().adapter(global.gpu.clone()).memory(global.memory);
         Ok(Context {
             options,
-            quiet: global.quiet,
+            quiet: global.quiet || ranks.rank() > 0,
+            ranks,
             lines,
             data,
             whole: Cell::default(),
@@ -93,13 +98,40 @@ impl Context {
         Ok(shards)
     }
 
-    /// Opens the device that the options name.
+    /// Opens the device that the options name. A rank takes the one of its number on its machine, if nothing names another.
     pub fn open(&self) -> Result<Gpu> {
-        Gpu::open_with(self.options.clone())
+        match self.ranks.size() {
+            1 => Gpu::open_with(self.options.clone()),
+            _ => {
+                let chosen = Gpu::adapter_of(self.ranks.local(), &self.options)?;
+                Gpu::open_with(self.options.clone().adapter(Some(chosen.index.to_string())))
+            }
+        }
+    }
+
+    /// Whether this is rank 0, which prints and writes.
+    pub fn is_first(&self) -> bool {
+        self.ranks.rank() == 0
+    }
+
+    /// A result that all ranks have found, each for itself: if one has failed, all fail, and it is said once.
+    pub fn all_done<T>(&self, own: Result<T>) -> Result<T> {
+        all_done(&*self.ranks, own)
+    }
+
+    /// Says how many ranks there are.
+    pub fn describe_ranks(&self) {
+        match self.ranks.size() {
+            1 => self.note("1 rank; `mpirun -n 4 tiebeam-mpi ..` starts 4"),
+            size => self.note(format_args!("{size} ranks")),
+        }
     }
 
     /// Prints lines of a result for people.
     pub fn result(&self, text: impl Display) {
+        if self.ranks.rank() > 0 {
+            return;
+        }
         match self.data.get() {
             false => write(stdout(), &format!("{text}\n")),
             true => self.note(text),
@@ -108,6 +140,9 @@ impl Context {
 
     /// Prints a part of a result at once, without ending the line.
     pub fn print(&self, text: &str) {
+        if self.ranks.rank() > 0 {
+            return;
+        }
         match (self.data.get(), self.quiet) {
             (false, _) => write(stdout(), text),
             (true, false) => write(stderr(), text),

@@ -149,23 +149,50 @@ pub fn corpus(
     }
 }
 
+/// What a training needs before its model.
+struct Ready {
+    corpus: Corpus,
+    words: Words,
+    config: LmConfig,
+    checkpoint: PathBuf,
+}
+
+impl Ready {
+    /// Everything that needs no device is read first, so that what is wrong is said at once.
+    fn read(args: &Args, context: &Context) -> Result<Ready> {
+        let mut settings = settings(&args.model, context)?;
+        let (corpus, words) = corpus(&args.text, args.validation.as_deref(), args.tokenizer.as_deref())?;
+        let words = words.map_or_else(Words::of_bytes, Ok)?;
+        settings.entry("vocab".into()).or_insert_with(|| corpus.vocab().to_string());
+        let config = LmConfig::from_settings(&settings, &args.model.display().to_string())?;
+        // The folder is rank 0's, and need not be there for the others.
+        let checkpoint = match context.is_first() {
+            true => fresh(&args.out, args.resume)?,
+            false => args.out.join(CHECKPOINT),
+        };
+        Ok(Ready { corpus, words, config, checkpoint })
+    }
+}
+
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    // Everything that needs no device is read first, so that what is wrong is said at once.
-    let mut settings = settings(&args.model, context)?;
-    let (corpus, words) = corpus(&args.text, args.validation.as_deref(), args.tokenizer.as_deref())?;
-    let words = words.map_or_else(Words::of_bytes, Ok)?;
-    settings.entry("vocab".into()).or_insert_with(|| corpus.vocab().to_string());
-    let config = LmConfig::from_settings(&settings, &args.model.display().to_string())?;
-    let checkpoint = fresh(&args.out, args.resume)?;
-    let gpu = context.open()?;
-    let model = Lm::try_new(&gpu, config, &mut Rng::new(args.how.seed))?;
+    let Ready { corpus, words, config, checkpoint } = context.all_done(Ready::read(args, context))?;
+    let opened = context.open().and_then(|gpu| {
+        let model = Lm::try_new(&gpu, config, &mut Rng::new(args.how.seed))?;
+        Ok((gpu, model))
+    });
+    let (gpu, model) = context.all_done(opened)?;
     let options = args.how.options(model.config.width);
     describe(context, &gpu, &model, &corpus);
     let stop = on_interrupt()?;
-    let mut training = Training::new(&model, &corpus, options)?.stop(stop);
+    let training = Training::new(&model, &corpus, options);
+    let mut training = context.all_done(training.and_then(|t| t.ranks(context.ranks.clone())))?.stop(stop);
     if args.resume {
         training.resume(&checkpoint)?;
         context.note(format_args!("goes on after step {}", training.step()));
+    }
+    if !context.is_first() {
+        let done = watched(context, &mut training, Some(&checkpoint), &mut |_| Ok(()))?;
+        return if done { Ok(()) } else { Err(stopped(args, &training)) };
     }
     // Nothing was written before everything had been checked. A run that ends before its first checkpoint leaves an empty folder, in which
     // the same command begins again.
@@ -183,10 +210,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     })?;
     keep_words()?;
     if !done {
-        let (step, out) = (training.step(), args.out.display());
-        return Err(Error::stopped(format!(
-            "stopped after step {step}; the same command with --resume goes on in {out}"
-        )));
+        return Err(stopped(args, &training));
     }
     let kept = args.out.join("model.safetensors");
     model.save_with(&kept, &how_trained(&training))?;
@@ -197,6 +221,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         args.out.display()
     ));
     Ok(())
+}
+
+fn stopped(args: &Args, training: &Training) -> Error {
+    let (step, out) = (training.step(), args.out.display());
+    Error::stopped(format!("stopped after step {step}; the same command with --resume goes on in {out}"))
 }
 
 /// The name of the checkpoint in the folder of a training.
@@ -297,6 +326,12 @@ pub fn watched(
             Progress::Measured(done, of) => {
                 bar.set_message(format!("measuring {done} of {of} held-out tokens"));
             }
+            Progress::Drifted(rank) => bar.suspend(|| {
+                context.note(format_args!(
+                    "rank {rank} had other parameters than rank 0, although all had the same gradients: its driver rounds the optimizer's \
+                     divisions or roots in another way. Rank 0's parameters are taken"
+                ));
+            }),
             Progress::Point(point) => {
                 bar.suspend(|| {
                     context.result(format_args!(

@@ -241,6 +241,33 @@ impl Gpu {
         Ok(summarize(index, &adapters[index], &without))
     }
 
+    /// Returns the adapter for the process of number `local` on a machine whose processes share its adapters: of those that are of the
+    /// kind and backend of [`Gpu::preferred`], the one of this number modulo their count. An adapter that the options or
+    /// `TIEBEAM_ADAPTER` name is everyone's.
+    ///
+    /// # Errors
+    /// As [`Gpu::preferred`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Options};
+    /// let options = Options::default();
+    /// let [first, third] = [0, 2].map(|local| Gpu::adapter_of(local, &options));
+    /// assert_eq!(first?.kind, third?.kind);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    pub fn adapter_of(local: usize, options: &Options) -> Result<AdapterSummary> {
+        let best = Gpu::preferred(options)?;
+        if options.adapter.is_some() || variable("TIEBEAM_ADAPTER").is_some() {
+            return Ok(best);
+        }
+        let alike = |other: &AdapterSummary| other.kind == best.kind && other.backend == best.backend;
+        let mut same: Vec<AdapterSummary> = Gpu::adapters()?.into_iter().filter(alike).collect();
+        match same.len() {
+            0 => Ok(best),
+            count => Ok(same.swap_remove(local % count)),
+        }
+    }
+
     fn from_adapter(
         index: usize,
         adapter: &wgpu::Adapter,

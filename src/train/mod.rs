@@ -100,7 +100,7 @@ mod together;
 use crate::error::{Error, Result};
 use crate::nn::Module;
 use crate::optim::{LossScale, Optimizer, Schedule, StepEvent, Watch};
-use crate::ranks::{Alone, Ranks};
+use crate::ranks::{Alone, Ranks, on_first};
 use crate::rng::Rng;
 use crate::step::Step;
 use crate::store::{Checkpoint, read_checkpoint, save_checkpoint, write_params};
@@ -526,10 +526,7 @@ impl Trainer {
         model: &(impl Module + ?Sized),
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
-        match self.ranks.rank() {
-            0 => self.from_first(|| self.write(path.as_ref(), model, metadata)),
-            _ => self.from_first(|| Ok(())),
-        }
+        on_first(&*self.ranks, || self.write(path.as_ref(), model, metadata)).map(drop)
     }
 
     fn write(
@@ -574,15 +571,10 @@ impl Trainer {
         model: &(impl Module + ?Sized),
         check: impl FnOnce(&BTreeMap<String, String>) -> Result<()>,
     ) -> Result<BTreeMap<String, String>> {
-        let metadata = match self.ranks.rank() {
-            0 => {
-                let read = self.read(path.as_ref(), model, check);
-                self.from_first(|| read)?
-            }
-            _ => self.from_first(|| Ok(BTreeMap::new()))?,
-        };
+        let ranks = self.ranks.clone();
+        let metadata = on_first(&*ranks, || self.read(path.as_ref(), model, check))?;
         self.share_state(model)?;
-        self.first_words(metadata)
+        self.first_words(metadata.unwrap_or_default())
     }
 
     fn read(

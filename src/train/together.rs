@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::gpu::readback::Reading;
 use crate::nn::Module;
 use crate::optim::{LossScale, StateTensor};
-use crate::ranks::together;
+use crate::ranks::{all_done, on_first, together};
 use crate::rng::Rng;
 use crate::shape::Shape;
 use crate::step::Step;
@@ -251,16 +251,6 @@ impl Trainer {
         Ok(())
     }
 
-    /// The result of work that only rank 0 does. If it fails there, it fails everywhere.
-    pub(super) fn from_first<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        if self.ranks.size() == 1 {
-            return work();
-        }
-        let own = work();
-        together(&*self.ranks, own.as_ref().map(|_| Vec::new()).map_err(Clone::clone))?;
-        own
-    }
-
     /// Rank 0's words, on every rank.
     pub(super) fn first_words(&self, own: BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
         if self.ranks.size() == 1 {
@@ -284,18 +274,13 @@ impl Trainer {
         let ranks = self.ranks.clone();
         let first = ranks.rank() == 0;
         for (name, tensor) in model.parameters().state_dict() {
-            let mut bytes = if first {
-                self.from_first(|| bytes_of(&tensor))?
-            } else {
-                self.from_first(|| Ok(Vec::new()))?
-            };
+            let mut bytes = on_first(&*ranks, || bytes_of(&tensor))?.unwrap_or_default();
             ranks.broadcast(&mut bytes)?;
             let done = if first { Ok(()) } else { overwrite(&tensor, &bytes) };
             let done = done.map_err(|error| Error::config(format!("`{name}` of rank 0: {error}")));
-            together(&*ranks, done.map(|()| Vec::new()))?;
+            all_done(&*ranks, done)?;
         }
-        let mut state =
-            if first { self.from_first(|| self.state())? } else { self.from_first(|| Ok(Vec::new()))? };
+        let mut state = on_first(&*ranks, || self.state())?.unwrap_or_default();
         let mut position = bytemuck::cast_slice(&[
             self.step(),
             self.rng.state()[0],
@@ -317,7 +302,7 @@ impl Trainer {
             (*name, *shape, *numbers) = (its, Shape::new(&sizes), bytemuck::pod_collect_to_vec(&bytes));
         }
         let done = if first { Ok(()) } else { self.set_state(position[0], state) };
-        together(&*ranks, done.map(|()| Vec::new()))?;
+        all_done(&*ranks, done)?;
         self.rng.set_state([position[1], position[2]]);
         Ok(())
     }

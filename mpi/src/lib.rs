@@ -1,0 +1,283 @@
+//! Tiebeam on many machines, over the MPI that a cluster has.
+//!
+//! [`World`] is this process among those that `mpirun` has started. It implements [`Ranks`], which is what the library trains, measures and
+//! merges with: see [`Trainer::ranks`](tiebeam::train::Trainer::ranks) and [`Training::ranks`](tiebeam::language::Training::ranks).
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use tiebeam::optim::{Group, Sgd, SgdConfig};
+//! use tiebeam::ranks::Ranks;
+//! use tiebeam::{Gpu, Options, Tensor};
+//! use tiebeam_mpi::World;
+//!
+//! let world = World::init()?;
+//! let adapter = Gpu::adapter_of(world.local(), &Options::default())?;
+//! let gpu = Gpu::open_with(Options::default().adapter(Some(adapter.index.to_string())))?;
+//! let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+//! let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default())?;
+//! let mean = 1.0 / world.size() as f32;
+//! let mut grads = w.scale(world.rank() as f32).sum_all().scale(mean).backward()?;
+//! world.all_reduce(&mut grads)?; // the same bits on every rank
+//! sgd.step(&grads, 0.1)?;
+//! # Ok::<(), tiebeam::Error>(())
+//! ```
+//!
+//! # Sums
+//!
+//! MPI leaves the order of a reduction to the library, which chooses by size, version and network. [`World`] sums in the order of the ranks
+//! instead: an all-to-all of chunks, the sum of each chunk on one rank, an all-gather. The bytes are those of a ring. So a run has the same
+//! bits on any MPI, for the same number of ranks.
+//!
+//! # Failure
+//!
+//! MPI ends all processes when one dies. A rank that panics, or returns an error that the others do not know of, says so and ends the job
+//! ([`World::abort`]). What fails in an exchange of the library fails on all ranks with one sentence.
+
+mod sum;
+
+use mpi::collective::CommunicatorCollectives;
+use mpi::datatype::PartitionMut;
+use mpi::environment::Universe;
+use mpi::point_to_point::{Destination, Source};
+use mpi::topology::SimpleCommunicator;
+use mpi::traits::{Communicator, Root};
+use mpi::{Count, Threading};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tiebeam::ranks::Ranks;
+use tiebeam::{Error, Grads, Result};
+
+/// The most bytes of one message. MPI counts elements in 31 bits.
+const MOST: usize = 1 << 30;
+/// Bytes of a small message, which takes one exchange.
+const SMALL: usize = 256;
+
+/// This process among those of an MPI job. One is made in a process.
+pub struct World {
+    inner: Mutex<Inner>,
+    rank: usize,
+    size: usize,
+    local: usize,
+    /// Whether the last exchange told every rank of a failure.
+    all_failed: AtomicBool,
+}
+
+struct Inner {
+    comm: SimpleCommunicator,
+    /// What arrives in a sum.
+    room: Vec<f32>,
+    /// Ends MPI when it is dropped.
+    _universe: Universe,
+}
+
+// SAFETY: MPI was initialised with `MPI_THREAD_SERIALIZED` or more, and every call is made under the lock of `World::inner`.
+unsafe impl Send for Inner {}
+
+/// Whether this process is a rank among others, for the hook of panics.
+static AMONG_OTHERS: OnceLock<()> = OnceLock::new();
+
+impl World {
+    /// Joins the job. A process that `mpirun` has not started is one rank by itself.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a world was made before, or when the MPI library does not let threads take turns in calling it
+    /// (`MPI_THREAD_SERIALIZED`).
+    pub fn init() -> Result<Arc<World>> {
+        let (universe, threading) =
+            mpi::initialize_with_threading(Threading::Serialized).ok_or_else(|| {
+                Error::config("MPI: a world was made before in this process; make one and share it")
+            })?;
+        if threading < Threading::Serialized {
+            return Err(Error::config(format!(
+                "MPI: this library lets only one thread call it ({threading:?}), and Tiebeam needs MPI_THREAD_SERIALIZED; use an MPI that \
+                 was built with threads"
+            )));
+        }
+        let comm = universe.world();
+        let (rank, size) = (comm.rank() as usize, comm.size() as usize);
+        let local = comm.split_shared(comm.rank()).rank() as usize;
+        if size > 1 && AMONG_OTHERS.set(()).is_ok() {
+            abort_on_panic(rank);
+        }
+        let inner = Mutex::new(Inner { comm, room: Vec::new(), _universe: universe });
+        Ok(Arc::new(World { inner, rank, size, local, all_failed: AtomicBool::new(false) }))
+    }
+
+    /// Replaces every gradient by its sum over the ranks: [`Grads::all_reduce`].
+    ///
+    /// # Errors
+    /// As [`Grads::all_reduce`].
+    pub fn all_reduce(&self, grads: &mut Grads) -> Result<()> {
+        grads.all_reduce(self)
+    }
+
+    /// Replaces each number by its sum over the ranks as the MPI library adds them, in an order of its choice. It is here to be compared
+    /// with [`Ranks::sum`].
+    pub fn library_sum(&self, numbers: &mut [f32]) {
+        let inner = self.enter();
+        let mut sums = vec![0.0; numbers.len()];
+        inner.comm.all_reduce_into(numbers, &mut sums[..], mpi::collective::SystemOperation::sum());
+        numbers.copy_from_slice(&sums);
+    }
+
+    /// Waits until all ranks are here.
+    pub fn barrier(&self) {
+        self.enter().comm.barrier();
+    }
+
+    /// Ends the processes of all ranks with this exit status, unless they all know of the failure and end by themselves.
+    pub fn abort_unless_known(&self, status: u8) {
+        if self.size > 1 && !self.all_failed.load(Ordering::SeqCst) {
+            self.abort(status);
+        }
+    }
+
+    /// Ends the processes of all ranks.
+    pub fn abort(&self, status: u8) -> ! {
+        self.enter().comm.abort(status.into())
+    }
+
+    /// Whether every rank knows that one has failed.
+    pub fn is_known(&self) -> bool {
+        self.all_failed.load(Ordering::SeqCst)
+    }
+
+    fn enter(&self) -> std::sync::MutexGuard<'_, Inner> {
+        // What is known of an earlier failure does not hold for what comes.
+        self.all_failed.store(false, Ordering::SeqCst);
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// After the message of a panic, ends all ranks: they would wait for this one for ever.
+fn abort_on_panic(rank: usize) {
+    let shown = std::panic::take_hook();
+    let main = std::thread::current().id();
+    std::panic::set_hook(Box::new(move |info| {
+        shown(info);
+        // A thread that a caller watches may panic without ending the program.
+        if std::thread::current().id() == main {
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                format!("error: rank {rank} panicked; all ranks end\n").as_bytes(),
+            );
+            // SAFETY: MPI was initialised before this hook was set, and the call ends the process.
+            unsafe { mpi::ffi::MPI_Abort(mpi::ffi::RSMPI_COMM_WORLD, 101) };
+        }
+    }));
+}
+
+fn count(n: usize) -> Count {
+    Count::try_from(n).expect("messages are cut to fit")
+}
+
+/// Where each of these many things begins, if they follow each other.
+fn starts(counts: &[Count]) -> Vec<Count> {
+    let mut at = 0;
+    let mut place = |n: &Count| {
+        at += n;
+        at - n
+    };
+    counts.iter().map(&mut place).collect()
+}
+
+impl Inner {
+    /// Every rank's bytes on every rank.
+    fn gather(&mut self, bytes: &[u8], size: usize) -> Result<Vec<Vec<u8>>> {
+        // The length and the beginning of all messages travel together. Most are no longer.
+        let mut own = [0u8; SMALL];
+        own[..8].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+        let head = bytes.len().min(SMALL - 8);
+        own[8..8 + head].copy_from_slice(&bytes[..head]);
+        let mut all = vec![0u8; SMALL * size];
+        self.comm.all_gather_into(&own[..], &mut all[..]);
+        let heads: Vec<&[u8; SMALL]> = all.as_chunks::<SMALL>().0.iter().collect();
+        let length = |head: &[u8; SMALL]| u64::from_le_bytes(head[..8].try_into().expect("8 bytes")) as usize;
+        let lengths: Vec<usize> = heads.iter().map(|head| length(head)).collect();
+        let mut found: Vec<Vec<u8>> =
+            heads.iter().zip(&lengths).map(|(head, &n)| head[8..8 + n.min(SMALL - 8)].to_vec()).collect();
+        let rest: Vec<usize> = lengths.iter().map(|n| n.saturating_sub(SMALL - 8)).collect();
+        if rest.iter().sum::<usize>() > MOST {
+            return Err(Error::config("MPI: the ranks tell each other more than 1 GiB at once"));
+        }
+        if rest.iter().any(|&n| n > 0) {
+            let counts: Vec<Count> = rest.iter().map(|&n| count(n)).collect();
+            let mut more = vec![0u8; rest.iter().sum()];
+            let mut parts = PartitionMut::new(&mut more[..], &counts[..], starts(&counts));
+            self.comm.all_gather_varcount_into(&bytes[head..], &mut parts);
+            let mut at = 0;
+            for (bytes, &n) in found.iter_mut().zip(&rest) {
+                bytes.extend_from_slice(&more[at..at + n]);
+                at += n;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Every rank's bytes on rank 0.
+    fn collect(&self, bytes: &[u8], rank: usize, size: usize) -> Vec<Vec<u8>> {
+        let root = self.comm.process_at_rank(0);
+        if rank > 0 {
+            root.send(&[bytes.len() as u64][..]);
+            bytes.chunks(MOST).for_each(|part| root.send(part));
+            return Vec::new();
+        }
+        let receive = |rank: usize| {
+            let from = self.comm.process_at_rank(count(rank));
+            let mut length = [0u64];
+            from.receive_into(&mut length[..]);
+            let mut bytes = vec![0u8; length[0] as usize];
+            for part in bytes.chunks_mut(MOST) {
+                from.receive_into(part);
+            }
+            bytes
+        };
+        std::iter::once(bytes.to_vec()).chain((1..size).map(receive)).collect()
+    }
+
+    fn broadcast(&self, bytes: &mut Vec<u8>) {
+        let root = self.comm.process_at_rank(0);
+        let mut length = [bytes.len() as u64];
+        root.broadcast_into(&mut length[..]);
+        bytes.resize(length[0] as usize, 0);
+        bytes.chunks_mut(MOST).for_each(|part| root.broadcast_into(part));
+    }
+}
+
+impl Ranks for World {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn local(&self) -> usize {
+        self.local
+    }
+
+    fn all_failed(&self) {
+        self.all_failed.store(true, Ordering::SeqCst);
+    }
+
+    fn sum(&self, numbers: &mut [f32]) -> Result<()> {
+        let mut inner = self.enter();
+        let Inner { comm, room, .. } = &mut *inner;
+        sum::in_order(comm, numbers, room);
+        Ok(())
+    }
+
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.enter().gather(bytes, self.size)
+    }
+
+    fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(self.enter().collect(bytes, self.rank, self.size))
+    }
+
+    fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()> {
+        self.enter().broadcast(bytes);
+        Ok(())
+    }
+}
