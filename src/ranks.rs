@@ -17,8 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A process among others that run the same program. All methods but [`Ranks::rank`] and [`Ranks::size`] are exchanges: every rank must
-/// call them, in the same order.
+/// A process among others that run the same program. Sums, gathers and broadcasts are exchanges: every rank must call them, in the same
+/// order.
 pub trait Ranks: Send + Sync {
     /// The number of this process, from 0.
     fn rank(&self) -> usize;
@@ -48,11 +48,18 @@ pub trait Ranks: Send + Sync {
     /// When the ranks cannot reach each other.
     fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
 
-    /// Returns what every rank gives, in their order, to rank 0, and nothing to the others.
+    /// Gives bytes to rank 0, which takes them by [`Ranks::receive`]. Of any length, and waits until they are on their way. Not for
+    /// rank 0 itself.
     ///
     /// # Errors
     /// When the ranks cannot reach each other.
-    fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
+    fn send(&self, bytes: &[u8]) -> Result<()>;
+
+    /// Waits for the next bytes that a rank gives to rank 0, which calls this.
+    ///
+    /// # Errors
+    /// When the ranks cannot reach each other.
+    fn receive(&self, from: usize) -> Result<Vec<u8>>;
 
     /// Replaces the bytes by those of rank 0.
     ///
@@ -78,8 +85,11 @@ impl Ranks for Alone {
     fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         Ok(vec![bytes.to_vec()])
     }
-    fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.gather(bytes)
+    fn send(&self, _: &[u8]) -> Result<()> {
+        Err(Error::config("one rank has no other to send to"))
+    }
+    fn receive(&self, from: usize) -> Result<Vec<u8>> {
+        Err(Error::config(format!("one rank has no rank {from} to receive from")))
     }
     fn broadcast(&self, _: &mut Vec<u8>) -> Result<()> {
         Ok(())
@@ -175,6 +185,17 @@ pub fn all_done<T>(ranks: &dyn Ranks, own: Result<T>) -> Result<T> {
     own
 }
 
+/// Returns what every rank gives, in their order, to rank 0, and nothing to the others. For messages of any length.
+///
+/// # Errors
+/// Those of [`Ranks::send`] and [`Ranks::receive`].
+pub fn collect(ranks: &dyn Ranks, own: Vec<u8>) -> Result<Vec<Vec<u8>>> {
+    if ranks.rank() > 0 {
+        return ranks.send(&own).map(|()| Vec::new());
+    }
+    std::iter::once(Ok(own)).chain((1..ranks.size()).map(|from| ranks.receive(from))).collect()
+}
+
 /// Does work on rank 0 only. Returns what it gave there, and `None` on the other ranks.
 ///
 /// # Errors
@@ -232,9 +253,8 @@ mod tests {
         assert!(together(&Alone, Err(Error::config("no"))).is_err());
         let mut bytes = vec![1, 2];
         Alone.broadcast(&mut bytes).unwrap();
-        assert_eq!(
-            (Alone.gather(&bytes).unwrap(), Alone.collect(&bytes).unwrap()),
-            (vec![vec![1, 2]], vec![vec![1, 2]])
-        );
+        assert_eq!(Alone.gather(&bytes).unwrap(), [[1, 2]]);
+        assert_eq!(collect(&Alone, bytes).unwrap(), [[1, 2]]);
+        assert!(Alone.send(&[1]).is_err() && Alone.receive(1).is_err());
     }
 }

@@ -4,15 +4,17 @@ use clap::ArgAction;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Display;
+use std::hash::{DefaultHasher, Hasher};
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, IsTerminal, Read, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tiebeam::bench::Part;
-use tiebeam::ranks::{Ranks, all_done};
+use tiebeam::ranks::{Ranks, agree, all_done, on_first};
 use tiebeam::store::Shards;
 use tiebeam::{Error, Gpu, Options, Result, files};
 use tracing_subscriber::EnvFilter;
@@ -119,6 +121,12 @@ impl Context {
         all_done(&*self.ranks, own)
     }
 
+    /// Checks that all ranks run this version and say the same.
+    pub fn agree(&self, mut said: BTreeMap<String, String>) -> Result<()> {
+        said.insert("version".to_string(), env!("CARGO_PKG_VERSION").to_string());
+        agree(&*self.ranks, &said)
+    }
+
     /// Says how many ranks there are.
     pub fn describe_ranks(&self) {
         match self.ranks.size() {
@@ -203,7 +211,7 @@ impl Context {
         Ok(())
     }
 
-    /// Reads a file of text, or stdin for `-`.
+    /// Reads a file of text, or stdin for `-`, which is rank 0's.
     pub fn read(&self, path: &Path) -> Result<String> {
         if !is_standard(path) {
             self.keep(path)?;
@@ -212,13 +220,18 @@ impl Context {
         if self.stdin_read.replace(true) {
             return Err(Error::config("`-` is given twice, but stdin can be read once"));
         }
-        let mut text = String::new();
-        let read = stdin().read_to_string(&mut text);
-        read.map_err(|e| Error::io(Path::new("stdin"), e))?;
-        Ok(text)
+        let text = on_first(&*self.ranks, || {
+            let mut text = String::new();
+            let read = stdin().read_to_string(&mut text);
+            read.map(|_| text).map_err(|e| Error::io(Path::new("stdin"), e))
+        })?;
+        let mut bytes = text.unwrap_or_default().into_bytes();
+        self.ranks.broadcast(&mut bytes)?;
+        String::from_utf8(bytes).map_err(|e| Error::config(format!("stdin: {e}")))
     }
 
-    /// Opens a file of text, or stdin for `-`, to be read as it comes. Returns the number of bytes too, if it is known.
+    /// Opens a file of text, or stdin for `-`, to be read as it comes. Returns the number of bytes too, if it is known. Stdin is rank
+    /// 0's, which tells the others what it reads.
     pub fn input(&self, path: &Path) -> Result<(Box<dyn BufRead>, Option<u64>)> {
         if !is_standard(path) {
             self.keep(path)?;
@@ -229,7 +242,10 @@ impl Context {
         if self.stdin_read.replace(true) {
             return Err(Error::config("`-` is given twice, but stdin can be read once"));
         }
-        Ok((Box::new(BufReader::new(stdin())), None))
+        match self.ranks.size() {
+            1 => Ok((Box::new(BufReader::new(stdin())), None)),
+            _ => Ok((Box::new(BufReader::with_capacity(1 << 16, Told(self.ranks.clone()))), None)),
+        }
     }
 
     /// Checks that the file of JSON lines is not one that the command reads, or writes as something else.
@@ -297,6 +313,26 @@ impl Context {
     }
 }
 
+/// Rank 0's stdin, on every rank. All read it in the same way.
+struct Told(Arc<dyn Ranks>);
+
+impl Read for Told {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let own = on_first(&*self.0, || {
+            let read = stdin().read(into);
+            read.map(|n| into[..n].to_vec()).map_err(|e| Error::io(Path::new("stdin"), e))
+        });
+        let told = own.and_then(|bytes| {
+            let mut bytes = bytes.unwrap_or_default();
+            self.0.broadcast(&mut bytes).map(|()| bytes)
+        });
+        let bytes = told.map_err(std::io::Error::other)?;
+        let n = bytes.len().min(into.len());
+        into[..n].copy_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+}
+
 /// Stdout, which ends the process as [`write`] does.
 struct Stdout;
 
@@ -325,6 +361,33 @@ fn put(mut stream: impl Write, bytes: &[u8]) {
         let code = if error.kind() == ErrorKind::BrokenPipe { 141 } else { 1 };
         tiebeam::exit::at_once(code);
     }
+}
+
+/// What tells files apart: the length, and a hash of the first 64 MiB.
+pub fn summaries(paths: &[&Path]) -> BTreeMap<String, String> {
+    let files = paths.iter().filter(|path| !is_standard(path));
+    files.map(|path| (path.display().to_string(), summary(path))).collect()
+}
+
+fn summary(path: &Path) -> String {
+    let read = || -> std::io::Result<String> {
+        // Opening a pipe would wait for its writer.
+        if !std::fs::metadata(path)?.is_file() {
+            return Ok(String::new());
+        }
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        let (mut hasher, mut part) = (DefaultHasher::new(), vec![0; 1 << 16]);
+        for _ in 0..1024 {
+            let n = file.read(&mut part)?;
+            if n == 0 {
+                break;
+            }
+            hasher.write(&part[..n]);
+        }
+        Ok(format!("{length} bytes, {:016x}", hasher.finish()))
+    };
+    read().unwrap_or_default()
 }
 
 /// Refuses to replace a file that has something else than JSON lines, such as a model that was named by mistake.
@@ -373,15 +436,36 @@ fn is_coloured(terminal: bool, no_color: Option<&OsStr>) -> bool {
 
 /// Set by the first Ctrl-C. The second ends the program.
 pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
+    catch(Arc::new(AtomicBool::new(false)), None)
+}
+
+/// Sets the flag at the first Ctrl-C, and says something.
+fn catch(stop: Arc<AtomicBool>, said: Option<String>) -> Result<Arc<AtomicBool>> {
     let flag = stop.clone();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
             tiebeam::exit::at_once(130);
         }
+        if let Some(said) = &said {
+            // A closed stderr must not end the program here.
+            let _ = stderr().write_all(said.as_bytes());
+        }
     })
     .map_err(|e| Error::config(format!("Ctrl-C cannot be caught: {e}")))?;
     Ok(stop)
+}
+
+/// [`on_interrupt`] of a training. Rank 0 of several says what happens, also if it is ended because another rank has died.
+pub fn on_interrupt_of(context: &Context, checkpoint: &Path) -> Result<Arc<AtomicBool>> {
+    let said = (context.ranks.size() > 1 && context.is_first()).then(|| {
+        format!(
+            "told to end: the present step is done and {path} written. If a rank has died, no step ends, and {path} is as whole as at the \
+             last point; the same command with --resume goes on from it\n",
+            path = checkpoint.display()
+        )
+    });
+    let stop = Arc::new(AtomicBool::new(false));
+    catch(stop, said)
 }
 
 /// An error if Ctrl-C was pressed. `left` says what has become of the work.

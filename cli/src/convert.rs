@@ -372,6 +372,7 @@ impl Work<'_> {
         let how = How {
             steps: args.steps,
             batch: args.batch,
+            accumulate: 1,
             lr: Some(args.lr),
             warmup: None,
             weight_decay: 0.0,

@@ -74,6 +74,9 @@ pub struct Args {
     /// Examples of a step
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
+    /// Cut the examples of a step into so many parts, one after the other, whose gradients are added up: less memory
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    accumulate: u32,
     /// Highest learning rate
     #[arg(long, default_value_t = 2e-4)]
     lr: f32,
@@ -158,6 +161,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let how = How {
         steps,
         batch: args.batch,
+        accumulate: args.accumulate,
         lr: Some(args.lr),
         warmup: None,
         weight_decay: 0.0,

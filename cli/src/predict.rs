@@ -1,6 +1,6 @@
 //! `tiebeam predict`: runs a trained potential on the frames of a file, in memory that does not grow with the file.
 
-use crate::context::{Context, is_standard, on_interrupt, unless_stopped};
+use crate::context::{Context, is_standard, on_interrupt, summaries, unless_stopped};
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::{BufRead, Write};
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tiebeam::geometry::xyz::{Frame, Keys, Labels, Quantity, Reader, Writer};
 use tiebeam::geometry::{Atoms, Calculator, Nearest, Ponita, Potential, Properties};
+use tiebeam::ranks::collect;
 use tiebeam::{Error, Result, files};
 
 const EXAMPLES: &str = "\
@@ -50,22 +51,28 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    context.expect_data(Some(&args.output))?;
-    let (input, length) = context.input(&args.input)?;
     let keys = Keys::default()
         .energy(args.energy_key.clone())
         .forces(args.forces_key.clone())
         .stress(args.stress_key.clone());
+    let opened = context.expect_data(Some(&args.output)).and_then(|()| context.input(&args.input));
+    let (input, length) = context.all_done(opened)?;
     let mut reader = Reader::new(input).named(&args.input).keys(keys.clone());
     // The first frames and the output come before the model, so that what is wrong with them is said before the long work.
-    let first = take(&mut reader)?;
-    if !is_standard(&args.output) {
-        context.keep(&args.output)?;
-        files::check(&args.output)?;
-    }
-    let potential = Potential::load(&context.open()?, &args.model)?;
-    check(args, &potential, &first, 0)?;
-    let potential = if args.tables { potential.tabulate(Ponita::TABLE_POINTS)? } else { potential };
+    let first = context.all_done(round(&mut reader, context.ranks.size()))?;
+    let prepare = || {
+        if context.is_first() && !is_standard(&args.output) {
+            context.keep(&args.output)?;
+            files::check(&args.output)?;
+        }
+        let potential = Potential::load(&context.open()?, &args.model)?;
+        first
+            .iter()
+            .try_fold(0, |at, batch| check(args, &potential, batch, at).map(|()| at + batch.len()))?;
+        if args.tables { potential.tabulate(Ponita::TABLE_POINTS) } else { Ok(potential) }
+    };
+    let potential = context.all_done(prepare())?;
+    context.agree(summaries(&[&args.model, &args.input]))?;
     let template = match length {
         Some(_) => "{bar:32} {bytes}/{total_bytes} read, {msg} frames, ETA {eta}",
         None => "{spinner} {bytes} read, {msg} frames",
@@ -82,12 +89,16 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         near: None,
         lost: 0,
     };
-    let (frames, labels) = context.stream(&args.output, |output| {
-        // The input is closed before the output gets its name, which may be the same.
+    // The input is closed before the output gets its name, which may be the same.
+    let all = |output: &mut dyn Write| {
         let mut reader = reader;
         let frames = work.all(first, &mut reader, output)?;
         Ok((frames, reader.labels().clone()))
-    })?;
+    };
+    if !context.is_first() {
+        return all(&mut std::io::sink()).map(drop);
+    }
+    let (frames, labels) = context.stream(&args.output, all)?;
     work.report(frames, &labels)
 }
 
@@ -104,6 +115,19 @@ fn take<R: BufRead>(reader: &mut Reader<R>) -> Result<Vec<Frame>> {
         frames.push(frame);
     }
     Ok(frames)
+}
+
+/// Reads a batch for each rank, as far as there are frames. All ranks read everything, which takes little beside the prediction.
+fn round<R: BufRead>(reader: &mut Reader<R>, ranks: usize) -> Result<Vec<Vec<Frame>>> {
+    let mut batches = Vec::new();
+    while batches.len() < ranks {
+        let batch = take(reader)?;
+        if batch.is_empty() {
+            break;
+        }
+        batches.push(batch);
+    }
+    Ok(batches)
 }
 
 /// Checks what can be told before the work.
@@ -157,30 +181,66 @@ impl Sum {
 }
 
 impl Work<'_> {
-    /// Predicts all frames and writes them as they are done. Returns their number.
+    /// Predicts all frames, a batch on each rank at a time. Rank 0 writes them as they are done. Returns their number.
     fn all<R: BufRead>(
         &mut self,
-        first: Vec<Frame>,
+        first: Vec<Vec<Frame>>,
         reader: &mut Reader<R>,
         output: &mut dyn Write,
     ) -> Result<usize> {
+        let (context, rank) = (self.context, self.context.ranks.rank());
         let mut writer = Writer::new(output, &self.args.output);
-        let mut batch = first;
-        while !batch.is_empty() {
-            let done = writer.frames();
-            unless_stopped(&self.stop, &self.left(done))?;
-            check(self.args, self.calculator.potential(), &batch, done)?;
-            let found = self.predict(&batch, done)?;
-            for (frame, found) in batch.iter().zip(found) {
-                self.note(writer.frames(), frame, &found)?;
-                writer.write(&found.fill(frame))?;
+        let (mut batches, mut done) = (first, 0);
+        while !batches.is_empty() {
+            let before: usize = batches.iter().take(rank).map(Vec::len).sum();
+            let own = batches.get(rank).map_or(Ok(Vec::new()), |batch| self.batch(batch, done + before));
+            let own = context.all_done(own)?;
+            for (batch, found) in batches.iter().zip(self.collected(own)?) {
+                for (frame, found) in batch.iter().zip(found) {
+                    self.note(writer.frames(), frame, &found)?;
+                    writer.write(&found.fill(frame))?;
+                }
             }
+            done += batches.iter().map(Vec::len).sum::<usize>();
             self.bar.set_position(reader.bytes());
-            self.bar.set_message(writer.frames().to_string());
-            batch = take(reader)?;
+            self.bar.set_message(done.to_string());
+            batches = context.all_done(round(reader, context.ranks.size()))?;
         }
         self.bar.finish_and_clear();
-        Ok(writer.frames())
+        Ok(done)
+    }
+
+    fn batch(&self, frames: &[Frame], first: usize) -> Result<Vec<Properties>> {
+        unless_stopped(&self.stop, &self.left(first))?;
+        check(self.args, self.calculator.potential(), frames, first)?;
+        self.predict(frames, first)
+    }
+
+    /// What the ranks have found, batch by batch, on rank 0.
+    fn collected(&self, own: Vec<Properties>) -> Result<Vec<Vec<Properties>>> {
+        if self.context.ranks.size() == 1 {
+            return Ok(vec![own]);
+        }
+        let sent = own.iter().flat_map(|one| {
+            let numbers = one.numbers();
+            std::iter::once(numbers.len() as f64).chain(numbers).flat_map(f64::to_le_bytes)
+        });
+        let all = collect(&*self.context.ranks, sent.collect())?;
+        let read = |bytes: &Vec<u8>| {
+            let words = bytes.as_chunks::<8>().0;
+            let numbers: Vec<f64> = words.iter().map(|word| f64::from_le_bytes(*word)).collect();
+            let (mut rest, mut found) = (&numbers[..], Vec::new());
+            while let [length, more @ ..] = rest {
+                let (one, after) = more.split_at_checked(*length as usize)?;
+                found.push(Properties::of_numbers(one)?);
+                rest = after;
+            }
+            Some(found)
+        };
+        let all: Option<Vec<_>> = all.iter().map(read).collect();
+        all.ok_or_else(|| {
+            Error::config("a rank sent results of another version; start the same program on all")
+        })
     }
 
     fn predict(&self, frames: &[Frame], first: usize) -> Result<Vec<Properties>> {

@@ -1,6 +1,6 @@
 //! `tiebeam train`: trains a language model on text.
 
-use crate::context::{Context, on_interrupt};
+use crate::context::{Context, on_interrupt_of};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -72,6 +72,9 @@ pub struct How {
     /// Windows of a step
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: u32,
+    /// Cut a rank's windows of a step into so many parts, one after the other, whose gradients are added up: less memory
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub accumulate: u32,
     /// Highest learning rate [default: 0.256 / width]
     #[arg(long)]
     pub lr: Option<f32>,
@@ -98,6 +101,7 @@ impl How {
         TrainingOptions::default()
             .steps(self.steps)
             .batch(self.batch as usize)
+            .accumulate(self.accumulate as usize)
             // 0.002 at width 128, where it was found to do for all kinds of sharing.
             .lr(self.lr.unwrap_or(0.256 / width as f32))
             .warmup(self.warmup.unwrap_or(self.steps.div_ceil(10)))
@@ -183,7 +187,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let (gpu, model) = context.all_done(opened)?;
     let options = args.how.options(model.config.width);
     describe(context, &gpu, &model, &corpus);
-    let stop = on_interrupt()?;
+    let stop = on_interrupt_of(context, &checkpoint)?;
     let training = Training::new(&model, &corpus, options);
     let mut training = context.all_done(training.and_then(|t| t.ranks(context.ranks.clone())))?.stop(stop);
     if args.resume {
@@ -192,7 +196,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     if !context.is_first() {
         let done = watched(context, &mut training, Some(&checkpoint), &mut |_| Ok(()))?;
-        return if done { Ok(()) } else { Err(stopped(args, &training)) };
+        return if done { Ok(()) } else { Err(stopped(args, context, &training)) };
     }
     // Nothing was written before everything had been checked. A run that ends before its first checkpoint leaves an empty folder, in which
     // the same command begins again.
@@ -210,7 +214,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     })?;
     keep_words()?;
     if !done {
-        return Err(stopped(args, &training));
+        return Err(stopped(args, context, &training));
     }
     let kept = args.out.join("model.safetensors");
     model.save_with(&kept, &how_trained(&training))?;
@@ -223,7 +227,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn stopped(args: &Args, training: &Training) -> Error {
+/// All ranks stop after the same step.
+fn stopped(args: &Args, context: &Context, training: &Training) -> Error {
+    context.ranks.all_failed();
     let (step, out) = (training.step(), args.out.display());
     Error::stopped(format!("stopped after step {step}; the same command with --resume goes on in {out}"))
 }

@@ -214,25 +214,21 @@ impl Inner {
         Ok(found)
     }
 
-    /// Every rank's bytes on rank 0.
-    fn collect(&self, bytes: &[u8], rank: usize, size: usize) -> Vec<Vec<u8>> {
+    fn send(&self, bytes: &[u8]) {
         let root = self.comm.process_at_rank(0);
-        if rank > 0 {
-            root.send(&[bytes.len() as u64][..]);
-            bytes.chunks(MOST).for_each(|part| root.send(part));
-            return Vec::new();
+        root.send(&[bytes.len() as u64][..]);
+        bytes.chunks(MOST).for_each(|part| root.send(part));
+    }
+
+    fn receive(&self, from: usize) -> Vec<u8> {
+        let from = self.comm.process_at_rank(count(from));
+        let mut length = [0u64];
+        from.receive_into(&mut length[..]);
+        let mut bytes = vec![0u8; length[0] as usize];
+        for part in bytes.chunks_mut(MOST) {
+            from.receive_into(part);
         }
-        let receive = |rank: usize| {
-            let from = self.comm.process_at_rank(count(rank));
-            let mut length = [0u64];
-            from.receive_into(&mut length[..]);
-            let mut bytes = vec![0u8; length[0] as usize];
-            for part in bytes.chunks_mut(MOST) {
-                from.receive_into(part);
-            }
-            bytes
-        };
-        std::iter::once(bytes.to_vec()).chain((1..size).map(receive)).collect()
+        bytes
     }
 
     fn broadcast(&self, bytes: &mut Vec<u8>) {
@@ -272,8 +268,13 @@ impl Ranks for World {
         self.enter().gather(bytes, self.size)
     }
 
-    fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        Ok(self.enter().collect(bytes, self.rank, self.size))
+    fn send(&self, bytes: &[u8]) -> Result<()> {
+        self.enter().send(bytes);
+        Ok(())
+    }
+
+    fn receive(&self, from: usize) -> Result<Vec<u8>> {
+        Ok(self.enter().receive(from))
     }
 
     fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()> {

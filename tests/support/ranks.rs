@@ -1,5 +1,6 @@
 //! Ranks that are threads of one process, which share a device: what a training on several ranks does, without MPI.
 
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use tiebeam::Result;
 use tiebeam::ranks::Ranks;
@@ -13,6 +14,8 @@ pub struct Thread {
 struct All {
     barrier: Barrier,
     slots: Mutex<Vec<Vec<u8>>>,
+    /// What each rank gives to rank 0.
+    mail: Vec<(Sender<Vec<u8>>, Mutex<Receiver<Vec<u8>>>)>,
 }
 
 impl Thread {
@@ -45,9 +48,12 @@ impl Ranks for Thread {
     fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         Ok(self.exchange(bytes))
     }
-    fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let all = self.exchange(bytes);
-        Ok(if self.rank == 0 { all } else { Vec::new() })
+    fn send(&self, bytes: &[u8]) -> Result<()> {
+        self.all.mail[self.rank].0.send(bytes.to_vec()).unwrap();
+        Ok(())
+    }
+    fn receive(&self, from: usize) -> Result<Vec<u8>> {
+        Ok(self.all.mail[from].1.lock().unwrap().recv().unwrap())
     }
     fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()> {
         *bytes = self.exchange(bytes).swap_remove(0);
@@ -57,7 +63,9 @@ impl Ranks for Thread {
 
 /// Runs `work` on so many ranks at once. Returns what each has found, in their order.
 pub fn on_ranks<T: Send>(size: usize, work: impl Fn(Arc<dyn Ranks>) -> T + Sync) -> Vec<T> {
-    let all = Arc::new(All { barrier: Barrier::new(size), slots: Mutex::new(vec![Vec::new(); size]) });
+    let mail = (0..size).map(|_| channel()).map(|(to, from)| (to, Mutex::new(from))).collect();
+    let slots = Mutex::new(vec![Vec::new(); size]);
+    let all = Arc::new(All { barrier: Barrier::new(size), slots, mail });
     std::thread::scope(|scope| {
         let start = |rank| {
             let (ranks, work) = (Arc::new(Thread { rank, all: all.clone() }), &work);

@@ -45,13 +45,19 @@ pub struct Args {
     shard_size: u64,
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<()> {
+/// Opens what a configuration names.
+fn open(args: &Args, text: &str) -> Result<Job> {
     let path = &args.config;
-    let failed = |message: String| Error::format(path, message);
-    let text = context.read(path)?;
     let folder = path.parent().filter(|_| !is_standard(path)).unwrap_or(Path::new("."));
-    let config = MergeConfig::from_yaml(&text, folder);
-    let job = Job::open(config.map_err(|e| failed(e.to_string()))?)?;
+    let config = MergeConfig::from_yaml(text, folder);
+    Job::open(config.map_err(|e| Error::format(path, e.to_string()))?)
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    // Stdin is read by all ranks together, a file by each.
+    let read = context.read(&args.config);
+    let text = if is_standard(&args.config) { read? } else { context.all_done(read)? };
+    let job = context.all_done(open(args, &text))?;
     if args.dry_run {
         context.result(job.describe(args.shard_size).trim_end());
         context.record(&plan(&job, args.shard_size))?;
@@ -59,14 +65,27 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     } else {
         job.notes.iter().for_each(|note| context.note(note));
     }
-    job.check()?;
+    context.all_done(job.check())?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return Ok(()) };
-    job.check_out(out, args.shard_size)?;
-    let gpu = context.open()?;
-    context.note(gpu.adapter());
     // The data for the evaluation are opened first, so an error in them is reported before anything is merged.
-    let tasks = job.tasks(&gpu)?;
+    let prepare = || {
+        if context.is_first() {
+            job.check_out(out, args.shard_size)?;
+        }
+        let gpu = context.open()?;
+        let tasks = job.tasks(&gpu)?;
+        Ok((gpu, tasks))
+    };
+    let (gpu, tasks) = context.all_done(prepare())?;
+    context.agree(job.summary())?;
+    context.note(gpu.adapter());
     let stopped = on_interrupt()?;
+    if context.ranks.size() > 1 && !job.config.is_by_tensors() {
+        context.note("this method is not spread over ranks: rank 0 does all of it");
+        if !context.is_first() {
+            return Ok(());
+        }
+    }
     let aligned = job
         .config
         .align
@@ -95,7 +114,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         true => merge.write_learned()?,
         false => merge.write()?,
     }
-    match tasks.is_empty() {
+    match tasks.is_empty() || !context.is_first() {
         true => Ok(()),
         false => merge.evaluate(&tasks),
     }
@@ -174,12 +193,16 @@ impl Merge<'_> {
         let start = Instant::now();
         let style = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {elapsed} so far, about {eta} to go";
         let bar = context.bar(Some(job.bytes() * job.passes()), style);
-        let done = job.run(self.gpu, self.sources, self.out, self.shard_bytes, self.config, &mut |bytes| {
+        let (to, how) = ((self.sources, self.out), (self.shard_bytes, self.config));
+        let done = job.run_on(&*context.ranks, self.gpu, to, how, &mut |bytes| {
             bar.inc(bytes);
             self.unless_stopped()
         });
         bar.finish_and_clear();
         done?;
+        if !context.is_first() {
+            return Ok(());
+        }
         job.check_written(self.out)?;
         context.note(READ_BACK);
         let seconds = start.elapsed().as_secs_f64();

@@ -16,7 +16,7 @@ use tiebeam::models::adapter::{Adapter, AdapterConfig};
 use tiebeam::models::lm::{LINEARS, Lm, LmConfig};
 use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::Module;
-use tiebeam::ranks::Alone;
+use tiebeam::ranks::{Alone, on_first};
 use tiebeam::{Error, Gpu, Precision, Result, Rng, files};
 use variants::{Kind, Variant, few};
 
@@ -80,7 +80,7 @@ fn scale(name: &str) -> (LmConfig, u32, u64, usize) {
 struct Zoo<'a> {
     args: &'a Args,
     context: &'a Context,
-    gpu: &'a Gpu,
+    gpu: Gpu,
     plain: LmConfig,
     batch: u32,
     steps: u64,
@@ -90,6 +90,14 @@ struct Zoo<'a> {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let (zoo, all) = context.all_done(prepared(args, context))?;
+    let said = [("--text", format!("{:032x}", zoo.corpus.id())), ("adapter", zoo.gpu.adapter().name.clone())];
+    context.agree(said.map(|(name, value)| (name.to_string(), value)).into())?;
+    zoo.all(&all)
+}
+
+/// Everything that is checked before the first run.
+fn prepared<'a>(args: &'a Args, context: &'a Context) -> Result<(Zoo<'a>, Vec<Variant>)> {
     let (plain, batch, steps, measured) = scale(&args.scale);
     let read = |paths: &[PathBuf]| -> Result<Corpus> {
         let corpus = corpus(paths, None, None)?.0;
@@ -116,8 +124,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let (gpu, stop) = (context.open()?, on_interrupt()?);
     context.note(gpu.adapter());
     let steps = args.steps.unwrap_or(steps);
-    let zoo = Zoo { args, context, gpu: &gpu, plain, batch, steps, corpus: text, other, stop };
-    zoo.all(&all)
+    Ok((Zoo { args, context, gpu, plain, batch, steps, corpus: text, other, stop }, all))
+}
+
+fn lines(records: &[Value]) -> String {
+    records.iter().map(|record| format!("{record}\n")).collect()
 }
 
 impl Zoo<'_> {
@@ -132,10 +143,16 @@ impl Zoo<'_> {
         })
     }
 
-    /// Does what is missing, seed by seed, and shows the results.
+    /// Does what is missing, seed by seed, and shows the results. Ranks share the runs.
     fn all(&self, variants: &[Variant]) -> Result<()> {
-        let file = self.args.out.join("results.jsonl");
-        let mut records = table::read(&file)?;
+        let (context, file) = (self.context, self.args.out.join("results.jsonl"));
+        let ranks = &*context.ranks;
+        let mut records = on_first(ranks, || self.kept(&file))?.unwrap_or_default();
+        let mut told = lines(&records).into_bytes();
+        ranks.broadcast(&mut told)?;
+        if !context.is_first() {
+            records = table::parse(&file, &String::from_utf8_lossy(&told))?;
+        }
         // Runs of one variant are compared with each other, so another budget or adapter does not count.
         let is_of = |record: &Value, variant: &Variant| {
             record["variant"] == variant.name[..]
@@ -144,27 +161,95 @@ impl Zoo<'_> {
         };
         let seeds: BTreeSet<u64> = self.args.seeds.iter().copied().collect();
         let mut wanted = Vec::new();
-        for &seed in &seeds {
+        for (i, &seed) in seeds.iter().enumerate() {
             let has = |variant: &&Variant| records.iter().any(|r| r["seed"] == seed && is_of(r, variant));
-            wanted.extend(variants.iter().filter(|variant| !has(variant)).map(|variant| (variant, seed)));
+            wanted.extend(variants.iter().filter(|variant| !has(variant)).map(|variant| (variant, seed, i)));
         }
         let kept = seeds.len() * variants.len() - wanted.len();
-        self.context.note(format_args!("{} runs to do, {kept} kept in {}", wanted.len(), file.display()));
+        context.note(format_args!("{} runs to do, {kept} kept in {}", wanted.len(), file.display()));
         let count = wanted.len();
-        for (i, (variant, seed)) in wanted.into_iter().enumerate() {
-            self.context.note(format_args!("{} of {count}: {}, seed {seed}", i + 1, variant.name));
-            let record = self.one(variant, seed)?;
-            self.context.record(&record)?;
-            records.push(record);
-            // The file is replaced after every run, so an interruption loses only the current run's last steps.
-            let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
-            files::replace_with(&file, lines)?;
-            self.clean(variant, seed)?;
-            self.gpu.trim();
+        // Adapters begin from the plain model, so one rank does all of these of a seed.
+        let owner =
+            |i: usize, variant: &Variant, seed: usize| match variant.is_adapted() || variant.name == "none" {
+                true => seed % ranks.size(),
+                false => i % ranks.size(),
+            };
+        let own = wanted.into_iter().enumerate().filter(|(i, (v, _, at))| owner(*i, v, *at) == ranks.rank());
+        let own: Vec<(usize, (&Variant, u64))> = own.map(|(i, (v, seed, _))| (i, (v, seed))).collect();
+        if ranks.size() > 1 {
+            context.note(format_args!("rank 0 of {} does {} of them", ranks.size(), own.len()));
+        }
+        context.all_done(self.runs(&own, count, &file, &mut records))?;
+        // What all have done is read again by the first.
+        let records = on_first(ranks, || if ranks.size() > 1 { self.kept(&file) } else { Ok(records) })?;
+        let Some(mut records) = records else { return Ok(()) };
+        if ranks.size() > 1 {
+            let place = |record: &Value| {
+                let variant = variants.iter().position(|variant| record["variant"] == variant.name[..]);
+                (record["seed"].as_u64(), variant)
+            };
+            records.sort_by_key(place);
+            files::replace_with(&file, lines(&records))?;
         }
         let own = |record: &Value| variants.iter().any(|variant| is_of(record, variant));
         let own: Vec<Value> = records.into_iter().filter(own).collect();
-        table::show(self.context, &self.args.out, variants, &own)
+        table::show(context, &self.args.out, variants, &own)
+    }
+
+    /// Does runs, each of which is kept when it ends.
+    fn runs(
+        &self,
+        own: &[(usize, (&Variant, u64))],
+        count: usize,
+        file: &Path,
+        records: &mut Vec<Value>,
+    ) -> Result<()> {
+        let ranks = &*self.context.ranks;
+        let mut mine = Vec::new();
+        for (i, (variant, seed)) in own {
+            self.context.note(format_args!("{} of {count}: {}, seed {seed}", i + 1, variant.name));
+            let record = self.one(variant, *seed)?;
+            self.context.record(&record)?;
+            records.push(record.clone());
+            mine.push(record);
+            // The file is replaced after every run, so an interruption loses only the current run's last steps. Ranks have one each.
+            match ranks.size() {
+                1 => files::replace_with(file, lines(records))?,
+                _ => files::replace_with(&self.of_rank(ranks.rank())?, lines(&mine))?,
+            }
+            self.clean(variant, *seed)?;
+            self.gpu.trim();
+        }
+        Ok(())
+    }
+
+    /// The file of a rank's results, until rank 0 has put them to the others.
+    fn of_rank(&self, rank: usize) -> Result<PathBuf> {
+        let folder = self.args.out.join("unfinished");
+        std::fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+        Ok(folder.join(format!("rank-{rank}.jsonl")))
+    }
+
+    /// What is kept, with what ranks of this or an earlier call have left, which is put to it.
+    fn kept(&self, file: &Path) -> Result<Vec<Value>> {
+        let mut records = table::read(file)?;
+        let folder = self.of_rank(0)?;
+        let folder = folder.parent().unwrap_or(Path::new("."));
+        let found = std::fs::read_dir(folder).and_then(|all| all.collect::<Result<Vec<_>, _>>());
+        let mut left: Vec<PathBuf> =
+            found.map_err(|error| Error::io(folder, error))?.into_iter().map(|entry| entry.path()).collect();
+        left.retain(|path| path.extension().is_some_and(|end| end == "jsonl"));
+        left.sort();
+        for path in &left {
+            records.extend(table::read(path)?);
+        }
+        if !left.is_empty() {
+            files::replace_with(file, lines(&records))?;
+            for path in left {
+                std::fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
+            }
+        }
+        Ok(records)
     }
 
     /// The options of a run.
@@ -172,6 +257,7 @@ impl Zoo<'_> {
         How {
             steps,
             batch: self.batch,
+            accumulate: 1,
             lr: None,
             warmup: None,
             weight_decay: 0.1,
@@ -216,7 +302,7 @@ impl Zoo<'_> {
 
     fn one(&self, variant: &Variant, seed: u64) -> Result<Value> {
         let name = format!("{}-{seed}", variant.name);
-        let new = |config: &LmConfig| Lm::try_new(self.gpu, config.clone(), &mut Rng::new(seed));
+        let new = |config: &LmConfig| Lm::try_new(&self.gpu, config.clone(), &mut Rng::new(seed));
         let (short, long) = (self.how(few(self.steps), seed), self.how(self.steps, seed));
         let (model, [validation, seconds]) = match &variant.kind {
             Kind::Model(config) => {
@@ -257,7 +343,7 @@ impl Zoo<'_> {
         seed: u64,
     ) -> Result<Value> {
         let other = self.other.as_ref().ok_or_else(|| Error::config("adapters need --adapt"))?;
-        let plain = Lm::try_new(self.gpu, self.plain.clone(), &mut Rng::new(seed))?;
+        let plain = Lm::try_new(&self.gpu, self.plain.clone(), &mut Rng::new(seed))?;
         self.train(&plain, &self.corpus, &format!("none-{seed}"), &self.how(self.steps, seed))?;
         let before = other.measure(&plain, usize::MAX, &Alone, &mut |_, _| Ok(()))?;
         let adapter = kind.map(|kind| {

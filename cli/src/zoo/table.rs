@@ -48,6 +48,11 @@ pub fn read(path: &Path) -> Result<Vec<Value>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Error::io(path, error)),
     };
+    parse(path, &text)
+}
+
+/// Reads the lines of a file.
+pub fn parse(path: &Path, text: &str) -> Result<Vec<Value>> {
     let line = |(i, line): (usize, &str)| {
         let wrong = |error: serde_json::Error| {
             Error::format(path, format!("line {}: {error}; name another --out", i + 1))

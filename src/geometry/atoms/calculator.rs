@@ -62,6 +62,48 @@ pub struct Properties {
     pub nearest: Option<Nearest>,
 }
 
+impl Properties {
+    /// All of it as numbers, in a form of this version, to be sent to another process of it.
+    pub fn numbers(&self) -> Vec<f64> {
+        let Properties { energy, atom_energies, forces, stress, nearest } = self;
+        let mut all = vec![atom_energies.len() as f64, forces.len() as f64, *energy];
+        all.extend(atom_energies);
+        all.extend(forces.iter().flatten());
+        all.push(f64::from(u8::from(stress.is_some())));
+        all.extend(stress.iter().flatten().flatten());
+        if let Some(Nearest { distance, atoms }) = nearest {
+            all.extend([*distance, atoms[0] as f64, atoms[1] as f64]);
+        }
+        all
+    }
+
+    /// What [`Properties::numbers`] returned. `None` if these are no such numbers.
+    pub fn of_numbers(numbers: &[f64]) -> Option<Properties> {
+        let mut rest = numbers;
+        let mut take = |n: usize| {
+            let (taken, left) = rest.split_at_checked(n)?;
+            rest = left;
+            Some(taken)
+        };
+        let &[atoms, forces, energy] = take(3)? else { return None };
+        let atom_energies = take(atoms as usize)?.to_vec();
+        let forces = take(3 * forces as usize)?.as_chunks::<3>().0.to_vec();
+        let stress = match take(1)? {
+            [0.0] => None,
+            _ => Some(std::array::from_fn({
+                let stress = take(9)?;
+                move |row| [0, 1, 2].map(|column| stress[3 * row + column])
+            })),
+        };
+        let nearest = match *rest {
+            [] => None,
+            [distance, a, b] => Some(Nearest { distance, atoms: [a as usize, b as usize] }),
+            _ => return None,
+        };
+        Some(Properties { energy, atom_energies, forces, stress, nearest })
+    }
+}
+
 /// Two atoms, or an atom and its own image, that are nearer to each other than all others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]

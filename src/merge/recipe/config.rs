@@ -237,6 +237,11 @@ impl MergeConfig {
         self.method.is_learned() || self.search.is_some() || self.repair
     }
 
+    /// Whether tensors are merged each by itself, so that ranks can share them.
+    pub fn is_by_tensors(&self) -> bool {
+        !self.needs_data() && self.method != Method::Rmm
+    }
+
     /// What of the configuration needs the tasks of `learn`.
     fn asker(&self) -> Option<String> {
         match () {

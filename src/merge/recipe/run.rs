@@ -4,11 +4,12 @@ use super::card::CARD;
 use super::job::{Input, Job, Output};
 use super::method::{Inputs, Measured, Method, Statistics};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::gpu::Gpu;
 use crate::gpu::readback::Reading;
 use crate::merge::Weights;
+use crate::ranks::{Alone, Ranks};
 use crate::store::{Entry, FileDType, INDEX, bf16_bytes, index_of, save};
 use crate::tensor::Tensor;
 use half::f16;
@@ -16,6 +17,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use twox_hash::XxHash3_128;
 
 /// Name of the file in an output folder that holds the folder's configuration.
 pub const CONFIG: &str = "tiebeam_merge.yaml";
@@ -32,6 +34,11 @@ struct Pending {
 
 /// For some inputs one after the other, what [`Tensor::non_finite`] says of each.
 type Finite = Vec<(Vec<Input>, Reading)>;
+
+/// What the last byte of a rank's message about an output says.
+const MADE: u8 = 0;
+const FAILED: u8 = 1;
+const STOPPED: u8 = 2;
 
 /// The numbers of an output and of a part of it.
 type Unit = (usize, usize);
@@ -71,35 +78,44 @@ impl Job {
         config: &str,
         progress: &mut Progress,
     ) -> Result<()> {
+        self.run_on(&Alone, gpu, (sources, out), (shard_bytes, config), progress)
+    }
+
+    /// [`Job::run`] on several ranks. Each merges its part of the tensors, of nearly as many bytes, and gives them to rank 0, which writes
+    /// them: the same bytes as of one rank. What a method measures of all tensors first, every rank measures.
+    ///
+    /// # Errors
+    /// As [`Job::run`]. A rank whose tensor fails tells rank 0, which must end the others.
+    pub fn run_on(
+        &self,
+        ranks: &dyn Ranks,
+        gpu: &Gpu,
+        (sources, out): (&[&dyn Weights], &Path),
+        (shard_bytes, config): (u64, &str),
+        progress: &mut Progress,
+    ) -> Result<()> {
         self.check()?;
+        let (shards, owners) = (self.shards(shard_bytes), self.owners(shard_bytes, ranks.size()));
+        if ranks.rank() > 0 {
+            let mut stream = self.stream(gpu, sources, shard_bytes, |i| owners[i] == ranks.rank(), progress);
+            stream.measure()?;
+            return stream.give(ranks, &owners);
+        }
         self.check_out(out, shard_bytes)?;
         // A card of the user's stays.
         let has_card = !files::is_ours(out, CARD);
         files::replace_folder(out, |folder| {
-            let shards = self.shards(shard_bytes);
-            let order = |o: &usize| (std::cmp::Reverse(self.outputs[*o].dtype), &self.outputs[*o].name);
-            let (mut queue, mut sequence) = (Vec::new(), Vec::new());
-            for (_, outputs) in &shards {
-                // `store::save` asks for the tensors of a file in this order. What is computed ahead must be what it asks for
-                // next.
-                let mut outputs = outputs.clone();
-                outputs.sort_by(|a, b| order(a).cmp(&order(b)));
-                sequence.extend(&outputs);
-                // An output that is copied has no parts on the device.
-                let parts =
-                    |i: usize| if self.outputs[i].arguments.is_some() { self.parts(i).len() } else { 1 };
-                queue.extend(outputs.into_iter().flat_map(|i| (0..parts(i)).map(move |p| (i, p))));
-            }
-            queue.reverse();
-            let mut stream = Stream::new(gpu, self, sources, sequence, &mut *progress);
-            stream.queue = queue;
+            let mut stream = self.stream(gpu, sources, shard_bytes, |i| owners[i] == 0, &mut *progress);
             stream.measure()?;
             let stream = &RefCell::new(stream);
-            let notes = self.file_notes();
+            let (notes, owners) = (self.file_notes(), &owners);
             for (file, outputs) in &shards {
                 let entry = |&i: &usize| {
                     let Output { name, dtype, shape, .. } = &self.outputs[i];
-                    Entry::lazy(name.clone(), *dtype, shape, move || stream.borrow_mut().produce(i))
+                    Entry::lazy(name.clone(), *dtype, shape, move || match owners[i] {
+                        0 => stream.borrow_mut().produce(i),
+                        rank => stream.borrow_mut().taken(ranks, rank, i),
+                    })
                 };
                 save(folder.join(file), outputs.iter().map(entry), &notes)?;
             }
@@ -110,6 +126,67 @@ impl Job {
             self.write_card(has_card, folder, config)?;
             files::replace_with(&folder.join(CONFIG), config)
         })
+    }
+
+    /// What tells this job from one with other models, for ranks to compare: by model, its tensors and the beginning of each.
+    pub fn summary(&self) -> BTreeMap<String, String> {
+        let mut hashers: BTreeMap<usize, XxHash3_128> = BTreeMap::new();
+        for Output { name, dtype, shape, .. } in &self.outputs {
+            hashers.entry(usize::MAX).or_default().write(format!("{name} {dtype} {shape:?}").as_bytes());
+        }
+        for input in self.outputs.iter().flat_map(Output::inputs) {
+            let hasher = hashers.entry(input.model).or_default();
+            hasher.write(input.name.as_bytes());
+            if let Ok(bytes) = self.models[input.model].checkpoint.bytes(&input.name) {
+                hasher.write(&(bytes.len() as u64).to_le_bytes());
+                hasher.write(&bytes[..bytes.len().min(4096)]);
+            }
+        }
+        let name = |model: usize| {
+            self.models.get(model).map_or("the merge".into(), |m| m.path.display().to_string())
+        };
+        hashers
+            .into_iter()
+            .map(|(model, hasher)| (name(model), format!("{:032x}", hasher.finish_128())))
+            .collect()
+    }
+
+    /// All outputs in the order in which they are written: `store::save` asks for the tensors of a file in this order.
+    fn sequence(&self, shard_bytes: u64) -> Vec<usize> {
+        let order = |o: &usize| (std::cmp::Reverse(self.outputs[*o].dtype), &self.outputs[*o].name);
+        let sorted = |(_, mut outputs): (String, Vec<usize>)| {
+            outputs.sort_by(|a, b| order(a).cmp(&order(b)));
+            outputs
+        };
+        self.shards(shard_bytes).into_iter().flat_map(sorted).collect()
+    }
+
+    /// The rank that makes each output: in the order of the file, the one that has the fewest bytes to make so far.
+    fn owners(&self, shard_bytes: u64, ranks: usize) -> Vec<usize> {
+        let (mut owners, mut loads) = (vec![0; self.outputs.len()], vec![0; ranks]);
+        for i in self.sequence(shard_bytes) {
+            let rank = (0..ranks).min_by_key(|&rank| loads[rank]).unwrap_or(0);
+            (owners[i], loads[rank]) = (rank, loads[rank] + self.outputs[i].bytes());
+        }
+        owners
+    }
+
+    /// A stream that computes ahead the outputs that are made here, in the order in which they are asked for.
+    fn stream<'a>(
+        &'a self,
+        gpu: &'a Gpu,
+        sources: &'a [&'a dyn Weights],
+        shard_bytes: u64,
+        is_own: impl Fn(usize) -> bool,
+        progress: &'a mut Progress<'a>,
+    ) -> Stream<'a> {
+        let sequence = self.sequence(shard_bytes);
+        // An output that is copied has no parts on the device.
+        let parts = |i: usize| if self.outputs[i].arguments.is_some() { self.parts(i).len() } else { 1 };
+        let own = sequence.iter().copied().filter(|i| is_own(*i));
+        let mut queue: Vec<Unit> = own.flat_map(|i| (0..parts(i)).map(move |p| (i, p))).collect();
+        queue.reverse();
+        Stream { queue, ..Stream::new(gpu, self, sources, sequence, progress) }
     }
 
     /// Merges into memory: the tensors that [`Job::run`] writes, with their values rounded to the output's type, in f32. Tensors that
@@ -291,6 +368,48 @@ impl<'a> Stream<'a> {
         }
         (self.progress)(output.bytes())?;
         Ok(all)
+    }
+
+    /// Makes the outputs of this rank in their order and gives them to rank 0.
+    fn give(mut self, ranks: &dyn Ranks, owners: &[usize]) -> Result<()> {
+        for i in self.sequence.clone() {
+            if owners[i] != ranks.rank() {
+                continue;
+            }
+            match self.produce(i) {
+                Ok(mut bytes) => {
+                    bytes.push(MADE);
+                    ranks.send(&bytes)?;
+                }
+                Err(error) => {
+                    let kind = if error.kind() == ErrorKind::Stopped { STOPPED } else { FAILED };
+                    ranks.send(&[error.to_string().as_bytes(), &[kind]].concat())?;
+                    ranks.all_failed();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes an output from the rank that makes it.
+    fn taken(&mut self, ranks: &dyn Ranks, rank: usize, i: usize) -> Result<Vec<u8>> {
+        let mut bytes = ranks.receive(rank)?;
+        let kind = bytes.pop();
+        if kind != Some(MADE) {
+            let said = String::from_utf8_lossy(&bytes).into_owned();
+            return Err(if kind == Some(STOPPED) { Error::stopped(said) } else { Error::config(said) });
+        }
+        let output = &self.job.outputs[i];
+        if bytes.len() as u64 != output.bytes() {
+            let (name, got) = (&output.name, bytes.len());
+            return Err(Error::config(format!(
+                "rank {rank} made `{name}` of {got} bytes, not {}",
+                output.bytes()
+            )));
+        }
+        (self.progress)(output.bytes())?;
+        Ok(bytes)
     }
 
     /// Starts a part on the device. `None` if the output's values are copied instead.
