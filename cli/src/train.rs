@@ -190,6 +190,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let stop = on_interrupt_of(context, &checkpoint)?;
     let training = Training::new(&model, &corpus, options);
     let mut training = context.all_done(training.and_then(|t| t.ranks(context.ranks.clone())))?.stop(stop);
+    training.agree()?;
     if args.resume {
         training.resume(&checkpoint)?;
         context.note(format_args!("goes on after step {}", training.step()));

@@ -235,8 +235,12 @@ impl<'a> Training<'a> {
         }
     }
 
-    /// Before the first step the ranks compare what they were told to do, and take over rank 0's parameters.
-    fn agree(&mut self) -> Result<()> {
+    /// Compares what the ranks were told to do: model, options, data and version. [`Training::run`] and [`Training::resume`] do it if
+    /// nobody has before.
+    ///
+    /// # Errors
+    /// [`Error::Config`] on every rank, with the first rank that differs and in what; when a rank fails.
+    pub fn agree(&mut self) -> Result<()> {
         if self.agreed || self.ranks.size() == 1 {
             return Ok(());
         }

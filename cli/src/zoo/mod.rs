@@ -179,6 +179,7 @@ impl Zoo<'_> {
         if ranks.size() > 1 {
             context.note(format_args!("rank 0 of {} does {} of them", ranks.size(), own.len()));
         }
+        let before = records.clone();
         context.all_done(self.runs(&own, count, &file, &mut records))?;
         // What all have done is read again by the first.
         let records = on_first(ranks, || if ranks.size() > 1 { self.kept(&file) } else { Ok(records) })?;
@@ -190,6 +191,8 @@ impl Zoo<'_> {
             };
             records.sort_by_key(place);
             files::replace_with(&file, lines(&records))?;
+            let new = records.iter().filter(|record| !before.contains(record));
+            new.into_iter().try_for_each(|record| context.record(record))?;
         }
         let own = |record: &Value| variants.iter().any(|variant| is_of(record, variant));
         let own: Vec<Value> = records.into_iter().filter(own).collect();
@@ -209,7 +212,9 @@ impl Zoo<'_> {
         for (i, (variant, seed)) in own {
             self.context.note(format_args!("{} of {count}: {}, seed {seed}", i + 1, variant.name));
             let record = self.one(variant, *seed)?;
-            self.context.record(&record)?;
+            if ranks.size() == 1 {
+                self.context.record(&record)?;
+            }
             records.push(record.clone());
             mine.push(record);
             // The file is replaced after every run, so an interruption loses only the current run's last steps. Ranks have one each.
