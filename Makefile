@@ -4,7 +4,7 @@
 CARGO ?= cargo
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs guide test-docs package semver install-capi uninstall-capi test-python test-ase vulkan python components targets
+.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs guide test-docs package semver mpi lint-mpi test-mpi ensure-mpi install-capi uninstall-capi test-python test-ase vulkan python components targets
 
 # The systems for which `make cross` checks that everything compiles.
 CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
@@ -25,6 +25,17 @@ test: vulkan ## run every test and doctest; needs an adapter, which may be a sof
 test-discrete: vulkan ## test ops, sharing, geometry and training with the kernels for a discrete GPU, on any adapter
 	TIEBEAM_DEVICE=discrete $(CARGO) test --release --all-features --test ops
 	TIEBEAM_DEVICE=discrete $(CARGO) test --release --all-features --test engine --test systems -- sharing:: training:: geometry::
+
+mpi: ensure-mpi ## build tiebeam-mpi, target/release/tiebeam-mpi; installs MPI and libclang if they are missing
+	$(CARGO) build --release --package tiebeam-mpi
+	@echo "mpirun -n 2 target/release/tiebeam-mpi help"
+
+lint-mpi: ensure-mpi ## check tiebeam-mpi with clippy and its documentation; warnings are errors
+	$(CARGO) clippy --release --package tiebeam-mpi --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --package tiebeam-mpi
+
+test-mpi: vulkan ensure-mpi ## test tiebeam-mpi under mpirun, with up to 4 ranks on this machine
+	$(CARGO) test --release --package tiebeam-mpi
 
 test-long: vulkan ## test long loops, sums of up to 2^26 terms, threads for minutes, 3000 random graphs: up to an hour
 	TIEBEAM_LONG=1 $(CARGO) test --release --all-features --test long
@@ -50,13 +61,13 @@ bench: vulkan ## run every benchmark on this machine's adapter
 	$(CARGO) bench
 
 lint: components ## check formatting, clippy with and without features, and documentation; warnings are errors
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --all-targets --all-features -- -D warnings
 	$(CARGO) clippy --release --package tiebeam --lib -- -D warnings
 	$(MAKE) --no-print-directory docs
 
 cross: targets ## check that library and command compile for Windows and macOS, without linking
-	RUSTFLAGS="-D warnings" $(CARGO) check --release --workspace --lib --bins --all-features $(CROSS:%=--target %)
+	RUSTFLAGS="-D warnings" $(CARGO) check --release --workspace --exclude tiebeam-mpi --lib --bins --all-features $(CROSS:%=--target %)
 
 # The oldest Rust that Cargo.toml promises.
 MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -127,6 +138,10 @@ semver: ## list changes of the library's interface since BASE that break program
 # Installs a software Vulkan driver if there is no driver, and says so first.
 vulkan:
 	@sh scripts/ensure-vulkan.sh
+
+# Installs MPI and libclang if they are missing, and says so first.
+ensure-mpi:
+	@sh scripts/ensure-mpi.sh
 
 python:
 	@python3 --version >/dev/null 2>&1 || { echo "python3 is missing: installing it" >&2; apt-get install -qq -y python3; }

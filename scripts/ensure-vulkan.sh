@@ -3,6 +3,9 @@
 # Usage: scripts/ensure-vulkan.sh
 set -eu
 
+# shellcheck source=scripts/packages.sh
+. "$(dirname "$0")/packages.sh"
+
 fail() {
     echo "ensure-vulkan: this machine has no Vulkan driver and $1: install your GPU's Vulkan driver, or" \
         "Mesa's software one (Debian, Ubuntu: libvulkan1 mesa-vulkan-drivers; Fedora: vulkan-loader" \
@@ -66,13 +69,6 @@ has_driver() {
 
 has_vulkan() { has_library libvulkan.so.1 && has_driver; }
 
-# Runs a command as root, by sudo if needed.
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
-}
-
-has() { command -v "$1" >/dev/null 2>&1; }
-
 case $(uname -s) in
 Darwin | MINGW* | MSYS* | CYGWIN*) exit 0 ;; # Metal and DX12 come with the system.
 esac
@@ -85,41 +81,12 @@ if [ -n "$chosen" ] && ! has_driver; then
     exit 1
 fi
 
-if has apt-get; then
-    manager=apt-get packages='libvulkan1 mesa-vulkan-drivers'
-elif has dnf; then
-    manager=dnf packages='vulkan-loader mesa-vulkan-drivers'
-elif has pacman; then
-    manager=pacman packages='vulkan-icd-loader vulkan-swrast'
-elif has apk; then
-    manager=apk packages='vulkan-loader mesa-vulkan-swrast'
-else
-    fail "none of apt-get, dnf, pacman and apk is here to install one"
-fi
-if [ "$(id -u)" -ne 0 ] && ! has sudo; then
-    fail "$manager needs root or sudo to install one"
-fi
+choose_packages 'libvulkan1 mesa-vulkan-drivers' 'vulkan-loader mesa-vulkan-drivers' \
+    'vulkan-icd-loader vulkan-swrast' 'vulkan-loader mesa-vulkan-swrast' || fail "$packages_why"
 echo "ensure-vulkan: no Vulkan driver found; installing Mesa's software driver by $manager: $packages" >&2
 
-# $packages is unquoted because it is a list.
-# shellcheck disable=SC2086
-install() {
-    case $manager in
-    apt-get)
-        # A broken third-party list is not an error, since the lists on disk may suffice.
-        as_root apt-get update || echo "ensure-vulkan: apt-get update failed; using the lists there are" >&2
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages
-        ;;
-    dnf) as_root dnf install -y $packages ;;
-    pacman)
-        # In older releases, the package mesa contains the software driver.
-        as_root pacman -Sy --noconfirm --needed $packages ||
-            as_root pacman -S --noconfirm --needed vulkan-icd-loader mesa
-        ;;
-    apk) as_root apk add $packages ;;
-    esac
-}
-
-install || fail "$manager could not install one"
+# In older releases of Arch, the package mesa contains the software driver.
+install_packages || { [ "$manager" = pacman ] && as_root pacman -S --noconfirm --needed vulkan-icd-loader mesa; } ||
+    fail "$manager could not install one"
 has_vulkan || fail "$manager installed none that can be found"
 echo "ensure-vulkan: installed" >&2

@@ -61,6 +61,14 @@ pub trait Ranks: Send + Sync {
     /// When the ranks cannot reach each other.
     fn receive(&self, from: usize) -> Result<Vec<u8>>;
 
+    /// [`Ranks::gather`] of messages of one length on all ranks, one behind the other, and nothing else is sent.
+    ///
+    /// # Errors
+    /// As [`Ranks::gather`].
+    fn gather_equal(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        Ok(self.gather(bytes)?.concat())
+    }
+
     /// Replaces the bytes by those of rank 0.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use tiebeam::models::conversion::{Conversion, ConversionOptions};
 use tiebeam::models::foldgpt::ranking;
 use tiebeam::models::llama::Form;
 use tiebeam::models::lm::Lm;
+use tiebeam::optim::Exchange;
 use tiebeam::text::Words;
 use tiebeam::{DType, Error, Gpu, Precision, Result, Tensor, files};
 
@@ -373,6 +374,7 @@ impl Work<'_> {
             steps: args.steps,
             batch: args.batch,
             accumulate: 1,
+            exchange: Exchange::Gradients,
             lr: Some(args.lr),
             warmup: None,
             weight_decay: 0.0,

@@ -11,6 +11,7 @@ use tiebeam::language::{Data, Examples, Training};
 use tiebeam::models::adapter::{Adapter, AdapterConfig, AdapterKind};
 use tiebeam::models::llama::Form;
 use tiebeam::models::lm::Lm;
+use tiebeam::optim::Exchange;
 use tiebeam::ranks::Alone;
 use tiebeam::share::ShardConfig;
 use tiebeam::text::Words;
@@ -162,6 +163,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         steps,
         batch: args.batch,
         accumulate: args.accumulate,
+        exchange: Exchange::Gradients,
         lr: Some(args.lr),
         warmup: None,
         weight_decay: 0.0,

@@ -8,6 +8,7 @@ use tiebeam::chart::{self, Frame, Line};
 use tiebeam::decode::{Sampler, SamplerOptions};
 use tiebeam::language::{Corpus, Point, Progress, Training, TrainingOptions};
 use tiebeam::models::lm::{Lm, LmConfig};
+use tiebeam::optim::Exchange;
 use tiebeam::text::Words;
 use tiebeam::{Error, Gpu, Precision, Result, Rng, files};
 
@@ -87,6 +88,10 @@ pub struct How {
     /// Products and activations in f32, or in f16 or bf16 with f32 sums, weights and optimizer
     #[arg(long, default_value_t = Precision::F32)]
     pub precision: Precision,
+    /// What ranks tell each other in a step: gradients; or scalars, the slopes of the loss along random directions, which need no backward
+    /// pass, in four bytes or, as scalars:8, in one
+    #[arg(long, default_value_t = Exchange::Gradients)]
+    pub exchange: Exchange,
     /// Start of the random numbers: weights, and the order of the text
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -107,6 +112,7 @@ impl How {
             .warmup(self.warmup.unwrap_or(self.steps.div_ceil(10)))
             .weight_decay(self.weight_decay)
             .precision(self.precision)
+            .exchange(self.exchange)
             .seed(self.seed)
             .every(self.every)
     }

@@ -268,6 +268,12 @@ impl Ranks for World {
         self.enter().gather(bytes, self.size)
     }
 
+    fn gather_equal(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        let mut all = vec![0; bytes.len() * self.size];
+        self.enter().comm.all_gather_into(bytes, &mut all[..]);
+        Ok(all)
+    }
+
     fn send(&self, bytes: &[u8]) -> Result<()> {
         self.enter().send(bytes);
         Ok(())

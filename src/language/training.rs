@@ -7,7 +7,9 @@ use crate::gpu::Gpu;
 use crate::models::foldgpt::tail_distillation;
 use crate::models::lm::Lm;
 use crate::nn::{Module, Visit, VisitMut};
-use crate::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
+use crate::optim::{
+    AdamW, AdamWConfig, Exchange, Group, LossScale, Optimizer, Scalars, ScalarsConfig, Schedule,
+};
 use crate::precision::{Precision, autocast};
 use crate::ranks::{Alone, Ranks, agree};
 use crate::rng::Rng;
@@ -44,6 +46,8 @@ pub struct TrainingOptions {
     pub seed: u64,
     /// Steps between points of the curve.
     pub every: u64,
+    /// What ranks tell each other: gradients, or seeds and scalars, without a backward pass.
+    pub exchange: Exchange,
     /// Held-out tokens that are measured at each point but the last, at which all are.
     pub validation: usize,
 }
@@ -58,6 +62,7 @@ setters!(TrainingOptions {
     precision: Precision,
     seed: u64,
     every: u64,
+    exchange: Exchange,
     validation: usize,
 });
 
@@ -74,6 +79,7 @@ impl Default for TrainingOptions {
             precision: Precision::F32,
             seed: 1,
             every: 100,
+            exchange: Exchange::Gradients,
             validation: 1 << 16,
         }
     }
@@ -176,14 +182,14 @@ impl<'a> Training<'a> {
         let gpu = model.gpu();
         data.check(&model.config)?;
         let TrainingOptions { lr, warmup, steps: total, .. } = options;
-        // A store of which matrices are made has one axis, and is no vector.
-        let decays = |name: &str, leaf: &Tensor| leaf.shape().len() > 1 || name.ends_with("omega");
-        let [nets, others] = Group::split(model.parameters().trainable(), |name, _| is_of_net(name));
-        let [matrices, vectors] = Group::split(others.params, decays);
-        let config = AdamWConfig::default().lr(lr).betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
-        let groups = vec![matrices.weight_decay(options.weight_decay), vectors, nets.lr_scale(NET_LR)];
-        let groups: Vec<Group> = groups.into_iter().filter(|group| !group.params.is_empty()).collect();
-        let trainer = Trainer::new(AdamW::new(gpu, groups, config)?)
+        let optimizer: Box<dyn Optimizer> = match options.exchange {
+            Exchange::Gradients => Box::new(adamw(model, options)?),
+            Exchange::Scalars { byte } => {
+                let config = ScalarsConfig::default().lr(lr).byte(byte).seed(options.seed);
+                Box::new(Scalars::new(model.parameters().trainable(), config)?)
+            }
+        };
+        let trainer = Trainer::new(optimizer)
             .schedule(Schedule::WarmupCosine { warmup: warmup.clamp(1, total), total, floor: 0.1 })
             .scale(LossScale::of(gpu, options.precision)?)
             .rng(Rng::new(options.seed))
@@ -321,6 +327,9 @@ impl<'a> Training<'a> {
         put("seed", &o.seed);
         put("every", &o.every);
         put("data", &format_args!("{:032x}", self.data.id()));
+        if o.exchange != Exchange::Gradients {
+            put("exchange", &o.exchange);
+        }
         put("distilled", &self.teacher.is_some());
         put("tail", &self.teacher.map_or(0, |(_, tail)| tail));
         all.extend(self.said.clone());
@@ -481,6 +490,18 @@ impl<'a> Training<'a> {
         // What rests is not written again at every point.
         self.trainer.save_with(path, &Trained(self.model.parameters().trainable()), &metadata)
     }
+}
+
+/// The optimizer of a training by gradients.
+fn adamw(model: &Lm, options: TrainingOptions) -> Result<AdamW> {
+    // A store of which matrices are made has one axis, and is no vector.
+    let decays = |name: &str, leaf: &Tensor| leaf.shape().len() > 1 || name.ends_with("omega");
+    let [nets, others] = Group::split(model.parameters().trainable(), |name, _| is_of_net(name));
+    let [matrices, vectors] = Group::split(others.params, decays);
+    let config = AdamWConfig::default().lr(options.lr).betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
+    let groups = vec![matrices.weight_decay(options.weight_decay), vectors, nets.lr_scale(NET_LR)];
+    let groups: Vec<Group> = groups.into_iter().filter(|group| !group.params.is_empty()).collect();
+    AdamW::new(model.gpu(), groups, config)
 }
 
 /// Every number of a network that makes coefficients moves those of all depths, and three layers of them move together, so that at the

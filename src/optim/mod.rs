@@ -19,7 +19,7 @@
 //! # Ok::<(), tiebeam::Error>(())
 //! ```
 //!
-//! The optimizers are [`AdamW`], [`Adam`], [`Sgd`], [`RmsProp`] and [`Lion`]. They differ in their settings, a [`Rule`], and
+//! The optimizers are [`AdamW`], [`Adam`], [`Sgd`], [`RmsProp`] and [`Lion`], and without gradients [`Scalars`]. They differ in their settings, a [`Rule`], and
 //! have the methods of [`Stepper`]; a program that takes any of them takes an [`Optimizer`]. [`Group::split`] leaves norms and
 //! biases without decay in one line. Gradients of micro-batches are accumulated by [`Grads::mean_of`](crate::Grads::mean_of):
 //!
@@ -52,9 +52,11 @@ mod ema;
 mod events;
 mod group;
 mod lion;
+mod perturb;
 mod plateau;
 mod rmsprop;
 mod rule;
+mod scalars;
 mod scale;
 mod schedule;
 mod sgd;
@@ -69,9 +71,11 @@ pub use ema::Ema;
 pub use events::{StepEvent, Watch};
 pub use group::Group;
 pub use lion::{Lion, LionConfig};
+pub use perturb::{Directions, Move, moved};
 pub use plateau::{PlateauConfig, ReduceOnPlateau};
 pub use rmsprop::{RmsProp, RmsPropConfig};
 pub use rule::Rule;
+pub use scalars::{Exchange, Scalars, ScalarsConfig};
 pub use scale::{LossScale, LossScaleConfig};
 pub use schedule::Schedule;
 pub use sgd::{Sgd, SgdConfig};

@@ -4,7 +4,7 @@ use super::arena::Arenas;
 use super::events::Watch;
 use super::group::Group;
 use super::rule::{Plan, Rule, at_least_zero};
-use super::{StateTensor, StepInfo};
+use super::{Scalars, StateTensor, StepInfo};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::tape::Grads;
@@ -178,6 +178,17 @@ pub trait Optimizer: Send + Sync {
     /// # Errors
     /// As [`Stepper::load_state`].
     fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()>;
+    /// Itself, if it is one that evaluates losses and takes no gradients.
+    fn scalars(&mut self) -> Option<&mut Scalars> {
+        None
+    }
+    /// Called when the parameters have been set from outside, as by a checkpoint.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    fn loaded(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<R: Rule> Optimizer for Stepper<R> {

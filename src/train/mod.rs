@@ -95,6 +95,7 @@
 //! A step here is one step of one optimizer. Two optimizers in turn and averages of parameters ([`Ema`](crate::optim::Ema)) need only a
 //! few lines around [`Optimizer::step`]; write them as a loop.
 
+mod scalars;
 mod together;
 
 use crate::error::{Error, Result};
@@ -318,6 +319,9 @@ impl Trainer {
     /// Trains until there are `to` steps, those of earlier calls and of a loaded checkpoint included. Returns whether there are:
     /// false if the flag of [`Trainer::stop`] ended it before.
     ///
+    /// With [`Scalars`](crate::optim::Scalars), `loss` is called several times in a step, with the same number and the same generator,
+    /// and must give the loss of the same batch; the loss of a report is then this rank's.
+    ///
     /// `loss` gets the number of steps before this one, as [`Schedule::lr`] counts, and the generator. It returns a loss or an
     /// [`Outcome`]. `report` is called in the order of the steps: at once for the first step, and otherwise after one more step was
     /// given to the device. All are reported when this returns.
@@ -339,8 +343,12 @@ impl Trainer {
         let (mut late, mut going) = (None, self.begins(to)?);
         while going {
             let (step, lr) = self.next();
-            let own = self.gradients(|_, rng| Ok(loss(step, rng)?.into()));
-            let seen = self.agreed(own).and_then(|(grads, seen)| self.update(&grads, seen, lr));
+            let seen = if self.is_by_scalars() {
+                self.scalar_step(lr, |own, rng| own.evaluated(rng, |rng| loss(step, rng)))
+            } else {
+                let own = self.gradients(|_, rng| Ok(loss(step, rng)?.into()));
+                self.agreed(own).and_then(|(grads, seen)| self.update(&grads, seen, lr))
+            };
             let seen = self.or_report(seen, to, &mut late, &mut report)?;
             going = self.after(to, lr, &seen, &mut late, &mut report)?;
         }
@@ -386,7 +394,11 @@ impl Trainer {
             let (step, lr) = self.next();
             let parts: Result<Vec<_>> = (0..self.parts).map(|_| batch(step, &mut self.rng)).collect();
             let inputs = parts.map(|parts| parts.concat());
+            let by_scalars = self.is_by_scalars();
             let seen = match self.ranks.size() {
+                _ if by_scalars => inputs.and_then(|inputs| {
+                    self.scalar_step(lr, |own, rng| own.evaluated_again(rng, &mut whole, &inputs, &mut loss))
+                }),
                 1 => inputs.and_then(|inputs| self.run_whole(&mut whole, &inputs, lr, &mut loss)),
                 _ => self.run_split(&mut split, inputs, lr, &mut loss),
             };
@@ -574,6 +586,7 @@ impl Trainer {
         let ranks = self.ranks.clone();
         let metadata = on_first(&*ranks, || self.read(path.as_ref(), model, check))?;
         self.share_state(model)?;
+        self.optimizer.loaded()?;
         self.first_words(metadata.unwrap_or_default())
     }
 

@@ -304,7 +304,7 @@ impl Trainer {
         let done = if first { Ok(()) } else { self.set_state(position[0], state) };
         all_done(&*ranks, done)?;
         self.rng.set_state([position[1], position[2]]);
-        Ok(())
+        self.optimizer.loaded()
     }
 
     /// The first rank whose parameters are other bits than rank 0's, if there is one. Gradients are the same everywhere, but drivers may

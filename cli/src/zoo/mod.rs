@@ -16,6 +16,7 @@ use tiebeam::models::adapter::{Adapter, AdapterConfig};
 use tiebeam::models::lm::{LINEARS, Lm, LmConfig};
 use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::Module;
+use tiebeam::optim::Exchange;
 use tiebeam::ranks::{Alone, on_first};
 use tiebeam::{Error, Gpu, Precision, Result, Rng, files};
 use variants::{Kind, Variant, few};
@@ -263,6 +264,7 @@ impl Zoo<'_> {
             steps,
             batch: self.batch,
             accumulate: 1,
+            exchange: Exchange::Gradients,
             lr: None,
             warmup: None,
             weight_decay: 0.1,

@@ -49,7 +49,7 @@ mod binary;
 mod dropout;
 mod logical;
 pub(crate) mod losses;
-mod random;
+pub(crate) mod random;
 mod scalar;
 pub(crate) mod unary;
 

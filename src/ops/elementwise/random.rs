@@ -11,8 +11,8 @@ use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// Returns the normal table on `gpu`, which is uploaded once.
-fn table(gpu: &Gpu) -> Arc<Buffer> {
+/// Returns the table of normal draws on `gpu`, which is uploaded once.
+pub(crate) fn normal_table_on(gpu: &Gpu) -> Arc<Buffer> {
     let mut kept = lock(&gpu.0.normal_table);
     if let Some(buffer) = &*kept {
         return buffer.clone();
@@ -42,7 +42,7 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, draw: Draw) -> T
         .reuse(4)
         .live(Live::Stream { generator: draw.generator });
     if entry == "normal" {
-        launch = launch.bind("normal_table", Part::whole(&table(gpu)));
+        launch = launch.bind("normal_table", Part::whole(&normal_table_on(gpu)));
     }
     gpu.launch(launch);
     y
