@@ -1,7 +1,6 @@
 //! Training the gates of FoldGPT, which tell what each block is worth.
 
 use super::data::{Data, Part};
-use super::training::check_same;
 use crate::error::{Error, Result};
 use crate::models::foldgpt::Gated;
 use crate::models::lm::Lm;
@@ -10,7 +9,7 @@ use crate::optim::{AdamW, AdamWConfig, Group, LossScale};
 use crate::precision::{Precision, autocast};
 use crate::rng::Rng;
 use crate::setters::setters;
-use crate::train::{Report, Trainer};
+use crate::train::{Report, Trainer, same_settings};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -130,7 +129,7 @@ impl<'a> GateTraining<'a> {
     pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
         let settings = self.settings();
         self.trainer
-            .load_if(checkpoint, &self.gated.gates, |found| check_same(checkpoint, found, &settings))?;
+            .load_if(checkpoint, &self.gated.gates, |found| same_settings(checkpoint, found, &settings))?;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use crate::ranks::{Alone, Ranks, agree};
 use crate::rng::Rng;
 use crate::setters::setters;
 use crate::tensor::Tensor;
-use crate::train::{Report, Trainer};
+use crate::train::{Report, Trainer, same_settings};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -345,7 +345,7 @@ impl<'a> Training<'a> {
         let settings = self.settings();
         let model = Trained(self.model.parameters().trainable());
         let metadata =
-            self.trainer.load_if(checkpoint, &model, |found| check_same(checkpoint, found, &settings))?;
+            self.trainer.load_if(checkpoint, &model, |found| same_settings(checkpoint, found, &settings))?;
         let curve = curve::parse(metadata.get("train.curve").map_or("", String::as_str))?;
         self.open = metadata.get("train.open").and_then(|text| Open::parse(text)).unwrap_or_default();
         self.curve = curve;
@@ -401,6 +401,14 @@ impl<'a> Training<'a> {
                 return save(self, on).map(|()| false);
             }
         }
+    }
+
+    /// A hash of the trained parameters, the same on every rank.
+    ///
+    /// # Errors
+    /// As [`Trainer::digest`].
+    pub fn digest(&self) -> Result<u128> {
+        self.trainer.digest(&Trained(self.model.parameters().trainable()))
     }
 
     /// Takes rank 0's parameters where a rank's have become others.
@@ -510,24 +518,6 @@ const NET_LR: f32 = 0.1;
 
 fn is_of_net(name: &str) -> bool {
     name.contains(".net.") && !name.ends_with(".base")
-}
-
-/// Checks that what a checkpoint says is the same as the settings of a run.
-pub(super) fn check_same(
-    checkpoint: &Path,
-    metadata: &BTreeMap<String, String>,
-    settings: &BTreeMap<String, String>,
-) -> Result<()> {
-    for (name, here) in settings {
-        let there = metadata.get(name).map_or("not said", String::as_str);
-        if there != here {
-            return Err(Error::format(
-                checkpoint,
-                format!("this checkpoint is of another run: `{name}` is '{there}' there and '{here}' here"),
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// The leaves of a model under their names.

@@ -177,6 +177,27 @@ impl fmt::Display for Report {
     }
 }
 
+/// Checks that what a checkpoint says ([`Trainer::load_if`]) is the same as the settings of a run.
+///
+/// # Errors
+/// [`Error::Format`] with the first setting that differs.
+pub fn same_settings(
+    checkpoint: &Path,
+    metadata: &BTreeMap<String, String>,
+    settings: &BTreeMap<String, String>,
+) -> Result<()> {
+    for (name, here) in settings {
+        let there = metadata.get(name).map_or("not said", String::as_str);
+        if there != here {
+            return Err(Error::format(
+                checkpoint,
+                format!("this checkpoint is of another run: `{name}` is '{there}' there and '{here}' here"),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// What of a step is on its way to the host.
 struct Sent {
     step: u64,

@@ -316,15 +316,22 @@ impl Trainer {
         if self.ranks.size() == 1 {
             return Ok(None);
         }
-        let hash = || {
-            let mut hasher = XxHash3_128::new();
-            for (_, tensor) in model.parameters().trainable() {
-                hasher.write(&bytes_of(&tensor)?);
-            }
-            Ok(hasher.finish_128().to_le_bytes().to_vec())
-        };
-        let all = together(&*self.ranks, hash())?;
+        let all = together(&*self.ranks, hash(model).map(|hash| hash.to_le_bytes().to_vec()))?;
         Ok(all.iter().position(|own| *own != all[0]))
+    }
+
+    /// A hash of the parameters' bits, which is the same on every rank.
+    ///
+    /// # Errors
+    /// When a rank has other parameters than rank 0, on every rank; when a rank or the device fails.
+    pub fn digest(&self, model: &(impl Module + ?Sized)) -> Result<u128> {
+        match self.differs(model)? {
+            None => hash(model),
+            Some(rank) => {
+                self.ranks.all_failed();
+                Err(Error::config(format!("rank {rank} has ended with other parameters than rank 0")))
+            }
+        }
     }
 
     /// The state of optimizer and loss scale.
@@ -348,6 +355,14 @@ impl Trainer {
             None => Ok(()),
         }
     }
+}
+
+fn hash(model: &(impl Module + ?Sized)) -> Result<u128> {
+    let mut hasher = XxHash3_128::new();
+    for (_, tensor) in model.parameters().trainable() {
+        hasher.write(&bytes_of(&tensor)?);
+    }
+    Ok(hasher.finish_128())
 }
 
 /// Bytes in which a step's message says which gradients there are.

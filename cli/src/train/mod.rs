@@ -1,4 +1,6 @@
-//! `tiebeam train`: trains a language model on text.
+//! `tiebeam train`: trains a language model on text, or a network on labelled rows.
+
+mod network;
 
 use crate::context::{Context, on_interrupt_of};
 use serde_json::json;
@@ -8,6 +10,7 @@ use tiebeam::chart::{self, Frame, Line};
 use tiebeam::decode::{Sampler, SamplerOptions};
 use tiebeam::language::{Corpus, Point, Progress, Training, TrainingOptions};
 use tiebeam::models::lm::{Lm, LmConfig};
+use tiebeam::nn::Module;
 use tiebeam::optim::Exchange;
 use tiebeam::text::Words;
 use tiebeam::{Error, Gpu, Precision, Result, Rng, files};
@@ -18,6 +21,7 @@ Examples:
   tiebeam train --model lm.toml --text a.txt b.txt --tokenizer folder --out out/lm --precision f16
   tiebeam train --model lm.toml --text book.txt --out out/lm --resume
   tiebeam run out/lm --prompt 'In the beginning' --raw
+  tiebeam train --model digits.toml --data digits.safetensors --out out/digits --exchange scalars:8
 
 The file of --model has one setting in a line; only width, heads, depth and context must be there:
   width = 128             # of the residual stream
@@ -31,9 +35,10 @@ The file of --model has one setting in a line; only width, heads, depth and cont
   # positions = \"rotary\"  # learned, none; norm = \"rms\" or \"layer\"; mlp = \"swiglu\" or \"gelu\"
   # experts = \"8 top 2 capacity 1.25 balance 0.01\"; shared_norms = true; hidden = 512; tied_head = true";
 
-/// Train a language model on text, with any sharing of weights between its depths
+/// Train a language model on text, with any sharing of weights between its depths, or a network on labelled rows
 ///
-/// Writes a folder that `tiebeam run` opens: the model, its tokenizer, the curve as picture and JSON lines, samples, and a checkpoint
+/// With --data, trains a multilayer perceptron, whose settings are its `layers`, and writes model, curve and checkpoint. With --text,
+/// writes a folder that `tiebeam run` opens: the model, its tokenizer, the curve as picture and JSON lines, samples, and a checkpoint
 /// from which --resume goes on with the same bits.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -42,8 +47,20 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
     /// Text to train on; several files are read one behind the other
-    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "data", conflicts_with = "data")]
     text: Vec<PathBuf>,
+    /// Labelled rows to train a network on: safetensors with inputs [rows, ..] and labels [rows]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Name of the inputs in --data; integers are divided by the largest
+    #[arg(long, default_value = "x", requires = "data")]
+    inputs: String,
+    /// Name of the labels in --data
+    #[arg(long, default_value = "y", requires = "data")]
+    labels: String,
+    /// The last rows of --data, to measure on [default: a fifth]
+    #[arg(long, value_name = "ROWS", requires = "data")]
+    held_out: Option<u32>,
     /// Text to measure on [default: the last tenth of --text]
     #[arg(long, value_name = "FILE")]
     validation: Option<PathBuf>,
@@ -185,13 +202,32 @@ impl Ready {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    match args.data {
+        Some(_) => network::run(args, context),
+        None => language(args, context),
+    }
+}
+
+/// Says that all ranks have ended with the same parameters.
+fn all_the_same(context: &Context, digest: u128) -> String {
+    match context.ranks.size() {
+        1 => format!("parameters {digest:032x}"),
+        size => format!("parameters {digest:032x} on all {size} ranks"),
+    }
+}
+
+fn language(args: &Args, context: &Context) -> Result<()> {
     let Ready { corpus, words, config, checkpoint } = context.all_done(Ready::read(args, context))?;
     let opened = context.open().and_then(|gpu| {
         let model = Lm::try_new(&gpu, config, &mut Rng::new(args.how.seed))?;
         Ok((gpu, model))
     });
     let (gpu, model) = context.all_done(opened)?;
-    let options = args.how.options(model.config.width);
+    let mut options = args.how.options(model.config.width);
+    if args.how.exchange != Exchange::Gradients && args.how.lr.is_none() {
+        let count = model.parameters().trainable().iter().map(|(_, leaf)| leaf.count()).sum();
+        options = options.lr(network::scalar_rate(count));
+    }
     describe(context, &gpu, &model, &corpus);
     let stop = on_interrupt_of(context, &checkpoint)?;
     let training = Training::new(&model, &corpus, options);
@@ -203,6 +239,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     if !context.is_first() {
         let done = watched(context, &mut training, Some(&checkpoint), &mut |_| Ok(()))?;
+        if done {
+            training.digest()?;
+        }
         return if done { Ok(()) } else { Err(stopped(args, context, &training)) };
     }
     // Nothing was written before everything had been checked. A run that ends before its first checkpoint leaves an empty folder, in which
@@ -225,7 +264,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     let kept = args.out.join("model.safetensors");
     model.save_with(&kept, &how_trained(&training))?;
-    report(context, args, &training, &corpus, &gpu)?;
+    let digest = training.digest()?;
+    report(context, args, &training, (&corpus, digest), &gpu)?;
     context.note(format_args!(
         "wrote {}; `tiebeam run {} --raw --prompt ..` continues texts",
         kept.display(),
@@ -428,7 +468,13 @@ fn draw(out: &Path, lines: &[Line], curve: &[Point], gpu: &Gpu) -> Result<PathBu
 }
 
 /// Draws the curve, and prints the result beside what counting predicts.
-fn report(context: &Context, args: &Args, training: &Training, corpus: &Corpus, gpu: &Gpu) -> Result<()> {
+fn report(
+    context: &Context,
+    args: &Args,
+    training: &Training,
+    (corpus, digest): (&Corpus, u128),
+    gpu: &Gpu,
+) -> Result<()> {
     let curve = training.curve();
     let Some(last) = curve.last() else { return Ok(()) };
     let mut lines = losses(curve);
@@ -454,8 +500,10 @@ fn report(context: &Context, args: &Args, training: &Training, corpus: &Corpus, 
     context.record(&json!({
         "line": "trained", "validation": last.validation, "bytes_per_token": corpus.bytes_per_token(),
         "unigram": baselines.map(|b| b[0]), "bigram": baselines.map(|b| b[1]), "seconds": last.seconds,
+        "parameters": format!("{digest:032x}"), "ranks": context.ranks.size(),
         "adapter": gpu.adapter().name, "driver": gpu.adapter().driver,
     }))?;
+    context.note(all_the_same(context, digest));
     context.note(format_args!("wrote {}", picture.display()));
     Ok(())
 }

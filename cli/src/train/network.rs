@@ -1,0 +1,412 @@
+//! `tiebeam train --data`: trains a multilayer perceptron on labelled rows.
+
+use super::{Args, CHECKPOINT, fresh, made, settings};
+use crate::context::{Context, on_interrupt_of};
+use serde_json::json;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use tiebeam::chart::{self, Frame, Line};
+use tiebeam::merge::Evaluation;
+use tiebeam::merge::evaluate::Labelled;
+use tiebeam::nn::{Init, Linear, Module, ModuleFile, Visit, VisitMut};
+use tiebeam::optim::{AdamW, AdamWConfig, Exchange, Group, Optimizer, Scalars, ScalarsConfig, Schedule};
+use tiebeam::ranks::share;
+use tiebeam::train::{Trainer, same_settings};
+use tiebeam::{Error, Gpu, Result, Rng, Tensor, files, no_grad};
+
+/// Layers `fc0`, `fc1`, .. with ReLU between them, by whose names `tiebeam evaluate`, `match` and `merge` know the network.
+struct Mlp(Vec<Linear>);
+
+impl Mlp {
+    fn new(gpu: &Gpu, sizes: &[usize], seed: u64) -> Mlp {
+        let mut rng = Rng::new(seed);
+        let mut layer =
+            |pair: &[usize]| Linear::new(gpu, pair[0], pair[1], true, Init::KaimingUniform, &mut rng);
+        Mlp(sizes.windows(2).map(&mut layer).collect())
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let last = self.0.len() - 1;
+        let layer = |x: Tensor, (i, layer): (usize, &Linear)| {
+            let y = layer.forward(&x);
+            if i < last { y.relu() } else { y }
+        };
+        self.0.iter().enumerate().fold(x.clone(), layer)
+    }
+}
+
+impl Module for Mlp {
+    fn visit(&self, visit: &mut Visit) {
+        self.0.iter().enumerate().for_each(|(i, layer)| visit.field(&format!("fc{i}"), layer));
+    }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        self.0.iter_mut().for_each(|layer| visit.field(layer));
+    }
+}
+
+/// Rows on the host, of which each step takes some, and rows that are held out.
+struct Rows {
+    width: usize,
+    x: Vec<f32>,
+    labels: Vec<u32>,
+    held_out: Labelled,
+    id: String,
+}
+
+/// Reads `layers` of the settings.
+fn sizes(args: &Args, context: &Context) -> Result<Vec<usize>> {
+    let wrong = |message: String| Error::format(&args.model, message);
+    let mut settings = settings(&args.model, context)?;
+    let layers = settings.remove("layers").ok_or_else(|| {
+        wrong("with --data, it needs `layers`, such as [64, 32, 10]: inputs, units between, classes".into())
+    })?;
+    if let Some(name) = settings.keys().next() {
+        return Err(wrong(format!("`{name}` is no setting of a network, which has only `layers`")));
+    }
+    let sizes: Option<Vec<usize>> =
+        layers.split(' ').map(|word| word.parse().ok().filter(|n| *n > 0)).collect();
+    match sizes.filter(|sizes| sizes.len() > 1) {
+        Some(sizes) => Ok(sizes),
+        None => {
+            Err(wrong(format!("`layers` is [{layers}]; give two sizes above 0 or more, such as [64, 10]")))
+        }
+    }
+}
+
+impl Rows {
+    fn read(args: &Args, gpu: &Gpu, sizes: &[usize]) -> Result<Rows> {
+        let path = args.data.as_deref().ok_or_else(|| Error::config("--data is not given"))?;
+        let wrong = |message: String| Error::format(path, message);
+        let all = Labelled::open(gpu, path, &args.inputs, &args.labels)?;
+        let (rows, x) = (all.rows(), all.inputs.to_vec::<f32>()?);
+        let (width, classes) = (x.len() / rows, sizes[sizes.len() - 1]);
+        if width != sizes[0] {
+            return Err(wrong(format!("rows of {width} numbers, and the network has {} inputs", sizes[0])));
+        }
+        if let Some(label) = all.labels.iter().find(|label| **label as usize >= classes) {
+            return Err(wrong(format!("label {label}, and the network has {classes} outputs")));
+        }
+        let held_out = args.held_out.map_or(rows / 5, |n| n as usize);
+        if held_out == 0 || held_out >= rows {
+            return Err(wrong(format!(
+                "{rows} rows, of which {held_out} are held out; give --held-out a number of at least 1 and below {rows}"
+            )));
+        }
+        let first = rows - held_out;
+        let inputs = Tensor::from_slice(gpu, &x[first * width..], [held_out, width]);
+        let labels = all.labels[first..].to_vec();
+        let mut id = 0xcbf2_9ce4_8422_2325u128;
+        for word in x.iter().map(|x| x.to_bits()).chain(all.labels.iter().copied()) {
+            id = (id ^ u128::from(word)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        }
+        let held_out = Labelled { inputs, labels, outputs: None };
+        let id = format!("{id:032x}");
+        Ok(Rows { width, x: x[..first * width].to_vec(), labels: all.labels[..first].to_vec(), held_out, id })
+    }
+
+    /// Parts of a step's batch: inputs, labels, and the weight of the mean loss.
+    fn parts(
+        &self,
+        gpu: &Gpu,
+        batch: usize,
+        parts: usize,
+        wanted: std::ops::Range<usize>,
+        rng: &mut Rng,
+    ) -> Vec<Part> {
+        let chosen: Vec<usize> = (0..batch).map(|_| rng.below(self.labels.len())).collect();
+        let one = |i: usize| {
+            let rows = &chosen[share(batch, i, parts)];
+            let x: Vec<f32> = rows
+                .iter()
+                .flat_map(|row| &self.x[row * self.width..(row + 1) * self.width])
+                .copied()
+                .collect();
+            let labels: Vec<u32> = rows.iter().map(|row| self.labels[*row]).collect();
+            let weight = (rows.len() * parts) as f32 / batch as f32;
+            let inputs = [
+                Tensor::from_slice(gpu, &x, [rows.len(), self.width]),
+                Tensor::from_slice(gpu, &labels, [rows.len()]),
+            ];
+            Part { inputs, weight }
+        };
+        wanted.map(one).collect()
+    }
+}
+
+struct Part {
+    inputs: [Tensor; 2],
+    weight: f32,
+}
+
+/// A point of the curve.
+#[derive(Clone, Copy)]
+struct Point {
+    step: u64,
+    loss: f64,
+    held_out: f64,
+    accuracy: f64,
+}
+
+impl Point {
+    fn line(&self) -> serde_json::Value {
+        json!({"step": self.step, "loss": self.loss, "validation": self.held_out, "accuracy": self.accuracy})
+    }
+
+    fn parse(line: &str) -> Option<Point> {
+        let json: serde_json::Value = serde_json::from_str(line).ok()?;
+        let number = |name: &str| json[name].as_f64();
+        Some(Point {
+            step: json["step"].as_u64()?,
+            loss: number("loss")?,
+            held_out: number("validation")?,
+            accuracy: number("accuracy")?,
+        })
+    }
+}
+
+/// The rate by which scalars are multiplied, for a model of so many numbers: as large as the noise of so many directions allows.
+pub fn scalar_rate(count: usize) -> f32 {
+    (50.0 / count as f32).min(0.1)
+}
+
+fn optimizer(args: &Args, gpu: &Gpu, model: &Mlp) -> Result<(Box<dyn Optimizer>, f32)> {
+    let leaves = model.parameters().trainable();
+    let count: usize = leaves.iter().map(|(_, leaf)| leaf.count()).sum();
+    match args.how.exchange {
+        Exchange::Gradients => {
+            let lr = args.how.lr.unwrap_or(0.01);
+            let group = Group::new(leaves).weight_decay(args.how.weight_decay);
+            Ok((Box::new(AdamW::new(gpu, vec![group], AdamWConfig::default().lr(lr))?), lr))
+        }
+        Exchange::Scalars { byte } => {
+            let lr = args.how.lr.unwrap_or(scalar_rate(count));
+            let config = ScalarsConfig::default().lr(lr).byte(byte).seed(args.how.seed);
+            Ok((Box::new(Scalars::new(leaves, config)?), lr))
+        }
+    }
+}
+
+/// What a run has opened.
+struct Run<'a> {
+    args: &'a Args,
+    context: &'a Context,
+    gpu: Gpu,
+    rows: Rows,
+    model: Mlp,
+    checkpoint: PathBuf,
+    settings: BTreeMap<String, String>,
+    curve: Vec<Point>,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let prepare = || {
+        let sizes = sizes(args, context)?;
+        let checkpoint = match context.is_first() {
+            true => fresh(&args.out, args.resume)?,
+            false => args.out.join(CHECKPOINT),
+        };
+        let gpu = context.open()?;
+        let rows = Rows::read(args, &gpu, &sizes)?;
+        let (how, parts) = (&args.how, args.how.accumulate as usize * context.ranks.size());
+        if (how.batch as usize) < parts {
+            return Err(Error::config(format!(
+                "a step of {} rows cannot be cut into {parts} parts ({} ranks, {} each); take a --batch of at least {parts}, or fewer ranks",
+                how.batch,
+                context.ranks.size(),
+                how.accumulate
+            )));
+        }
+        let model = Mlp::new(&gpu, &sizes, how.seed);
+        let (optimizer, lr) = optimizer(args, &gpu, &model)?;
+        let said = [
+            ("layers", format!("{sizes:?}")),
+            ("train.data", rows.id.clone()),
+            ("train.held_out", rows.held_out.rows().to_string()),
+            ("train.batch", how.batch.to_string()),
+            ("train.accumulate", how.accumulate.to_string()),
+            ("train.steps", how.steps.to_string()),
+            ("train.every", how.every.to_string()),
+            ("train.lr", lr.to_string()),
+            ("train.weight_decay", how.weight_decay.to_string()),
+            ("train.exchange", how.exchange.to_string()),
+            ("train.seed", how.seed.to_string()),
+        ];
+        let settings = said.map(|(name, value)| (name.to_string(), value)).into();
+        let run = Run { args, context, gpu, rows, model, checkpoint, settings, curve: Vec::new() };
+        Ok((run, optimizer))
+    };
+    let (mut run, optimizer) = context.all_done(prepare())?;
+    context.agree(run.settings.clone())?;
+    let warmup = args.how.warmup.unwrap_or(args.how.steps.div_ceil(10)).clamp(1, args.how.steps);
+    let mut trainer = Trainer::new(optimizer)
+        .schedule(Schedule::WarmupCosine { warmup, total: args.how.steps, floor: 0.1 })
+        .rng(Rng::new(args.how.seed))
+        .accumulate(args.how.accumulate as usize)
+        .ranks(context.ranks.clone())
+        .total(args.how.steps)
+        .stop(on_interrupt_of(context, &run.checkpoint)?);
+    run.begin(&mut trainer)?;
+    run.train(&mut trainer)?;
+    run.finish(&trainer)
+}
+
+impl Run<'_> {
+    fn begin(&mut self, trainer: &mut Trainer) -> Result<()> {
+        let Run { args, context, gpu, rows, model, checkpoint, settings, .. } = self;
+        context.note(gpu.adapter());
+        let count: usize = model.parameters().trainable().iter().map(|(_, leaf)| leaf.count()).sum();
+        context.note(format_args!(
+            "{count} parameters; {} rows to train on, {} held out",
+            rows.labels.len(),
+            rows.held_out.rows()
+        ));
+        if args.resume {
+            let said =
+                trainer.load_if(&*checkpoint, model, |found| same_settings(checkpoint, found, settings))?;
+            let curve = said.get("train.curve").map_or("", String::as_str);
+            self.curve = curve.lines().filter_map(Point::parse).collect();
+            context.note(format_args!("goes on after step {}", trainer.step()));
+        } else {
+            trainer.share_state(model)?;
+        }
+        if context.is_first() { made(&args.out) } else { Ok(()) }
+    }
+
+    fn train(&mut self, trainer: &mut Trainer) -> Result<()> {
+        let (args, context, how) = (self.args, self.context, &self.args.how);
+        let bar = context
+            .bar(Some(how.steps), "{bar:24} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go");
+        bar.set_position(trainer.step());
+        bar.reset_eta();
+        loop {
+            let step = trainer.step();
+            let due = step > 0 && (step == how.steps || step.is_multiple_of(how.every));
+            if due && self.curve.last().is_none_or(|point| point.step < step) {
+                // A run that was stopped at a point has no losses since.
+                let point = self.measured(step, f64::NAN)?;
+                self.keep(trainer, point)?;
+            }
+            if step >= how.steps {
+                break;
+            }
+            let to = ((step / how.every + 1) * how.every).min(how.steps);
+            let (mut sum, mut count) = (0.0, 0);
+            let done = self.steps(trainer, to, &mut |report| {
+                (sum, count) = (sum + f64::from(report.loss), count + 1);
+                bar.set_message(format!("loss {:.3}", report.loss));
+                bar.set_position(report.step);
+                Ok(())
+            })?;
+            if !done {
+                self.save(trainer)?;
+                context.ranks.all_failed();
+                return Err(Error::stopped(format!(
+                    "stopped after step {}; the same command with --resume goes on in {}",
+                    trainer.step(),
+                    args.out.display()
+                )));
+            }
+            let point = self.measured(to, sum / f64::from(count))?;
+            bar.suspend(|| {
+                context.result(format_args!(
+                    "step {:6}  loss {:.4}, held out {:.4}, accuracy {:.4}",
+                    point.step, point.loss, point.held_out, point.accuracy
+                ));
+            });
+            self.keep(trainer, point)?;
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn steps(
+        &self,
+        trainer: &mut Trainer,
+        to: u64,
+        on: &mut dyn FnMut(&tiebeam::train::Report) -> Result<()>,
+    ) -> Result<bool> {
+        let (ranks, how) = (&self.context.ranks, &self.args.how);
+        let (each, rank) = (how.accumulate as usize, ranks.rank());
+        let mut waiting: VecDeque<Part> = VecDeque::new();
+        let weights = RefCell::new(VecDeque::new());
+        let batch = |_, rng: &mut Rng| {
+            if waiting.is_empty() {
+                let own = rank * each..(rank + 1) * each;
+                waiting =
+                    self.rows.parts(&self.gpu, how.batch as usize, each * ranks.size(), own, rng).into();
+            }
+            let part =
+                waiting.pop_front().ok_or_else(|| Error::config("train: a batch has too few parts"))?;
+            weights.borrow_mut().push_back(part.weight);
+            Ok(part.inputs.to_vec())
+        };
+        let loss = |inputs: &[Tensor], _: &mut Rng| {
+            let weight = weights.borrow_mut().pop_front().unwrap_or(1.0);
+            let loss = self.model.forward(&inputs[0]).cross_entropy(&inputs[1], None);
+            Ok(if weight == 1.0 { loss } else { loss.scale(weight) })
+        };
+        trainer.train_recorded(to, batch, loss, on)
+    }
+
+    fn measured(&self, step: u64, loss: f64) -> Result<Point> {
+        let logits = no_grad(|| self.model.forward(&self.rows.held_out.inputs));
+        let found = Evaluation::of(&logits, &self.rows.held_out.labels)?;
+        Ok(Point { step, loss, held_out: found.loss, accuracy: found.accuracy })
+    }
+
+    /// Keeps a point and writes the checkpoint.
+    fn keep(&mut self, trainer: &mut Trainer, point: Point) -> Result<()> {
+        self.curve.push(point);
+        let mut line = point.line();
+        line["line"] = "point".into();
+        self.context.record(&line)?;
+        self.save(trainer)
+    }
+
+    fn save(&self, trainer: &mut Trainer) -> Result<()> {
+        if let Some(rank) = trainer.differs(&self.model)? {
+            self.context.note(format_args!("rank {rank} had other parameters than rank 0, whose are taken"));
+            trainer.share_state(&self.model)?;
+        }
+        let mut said = self.settings.clone();
+        let curve: Vec<String> = self.curve.iter().map(|point| point.line().to_string()).collect();
+        said.insert("train.curve".into(), curve.join("\n"));
+        trainer.save_with(&self.checkpoint, &self.model, &said)
+    }
+
+    fn finish(&self, trainer: &Trainer) -> Result<()> {
+        let (context, out, gpu) = (self.context, &self.args.out, &self.gpu);
+        let digest = trainer.digest(&self.model)?;
+        if !context.is_first() {
+            return Ok(());
+        }
+        let Some(last) = self.curve.last() else { return Ok(()) };
+        let kept = out.join("model.safetensors");
+        self.model.save_with(&kept, &self.settings)?;
+        let line = |name: &str, of: fn(&Point) -> f64| {
+            let points = self.curve.iter().map(|p| (p.step as f64, of(p))).filter(|(_, y)| y.is_finite());
+            Line::new(name, points.collect::<Vec<_>>())
+        };
+        let lines = [line("held out", |p| p.held_out), line("training", |p| p.loss)];
+        let title =
+            format!("accuracy {:.3} after {} steps ({})", last.accuracy, last.step, gpu.adapter().name);
+        let frame = Frame { title: &title, x: "step", y: "loss, nats", logarithmic: false };
+        chart::lines(&out.join("loss.svg"), &frame, &lines)?;
+        let text: String = self.curve.iter().map(|point| format!("{}\n", point.line())).collect();
+        files::replace_with(&out.join("curve.jsonl"), text)?;
+        context.result(format_args!(
+            "held out: {:.4} of {} rows are right, loss {:.4}",
+            last.accuracy,
+            self.rows.held_out.rows(),
+            last.held_out
+        ));
+        context.note(super::all_the_same(context, digest));
+        context.record(&json!({
+            "line": "trained", "validation": last.held_out, "accuracy": last.accuracy, "parameters": format!("{digest:032x}"),
+            "ranks": context.ranks.size(), "adapter": gpu.adapter().name, "driver": gpu.adapter().driver,
+        }))?;
+        context.note(format_args!("wrote {} and {}", kept.display(), out.join("loss.svg").display()));
+        Ok(())
+    }
+}
