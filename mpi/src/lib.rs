@@ -111,13 +111,13 @@ impl World {
         grads.all_reduce(self)
     }
 
-    /// Replaces each number by its sum over the ranks as the MPI library adds them, in an order of its choice. It is here to be compared
-    /// with [`Ranks::sum`].
-    pub fn library_sum(&self, numbers: &mut [f32]) {
-        let inner = self.enter();
-        let mut sums = vec![0.0; numbers.len()];
-        inner.comm.all_reduce_into(numbers, &mut sums[..], mpi::collective::SystemOperation::sum());
-        numbers.copy_from_slice(&sums);
+    /// Sums over the ranks as the MPI library adds them, in an order of its choice. It is here to be compared with [`Ranks::sum`].
+    ///
+    /// # Panics
+    /// When there are not as many sums as numbers.
+    pub fn library_sum(&self, numbers: &[f32], sums: &mut [f32]) {
+        assert!(numbers.len() == sums.len(), "library_sum: {} sums of {} numbers", sums.len(), numbers.len());
+        self.enter().comm.all_reduce_into(numbers, sums, mpi::collective::SystemOperation::sum());
     }
 
     /// Waits until all ranks are here.

@@ -86,7 +86,19 @@ impl Reading {
     /// The device's fault, if one stands. [`Error::Timeout`] if it takes too long. [`Error::Outside`] if the device
     /// checks ids and found some outside their range in work recorded before. This is reported once, whether or not
     /// these bytes depend on those ids.
-    pub fn wait(mut self) -> Result<Vec<u8>> {
+    pub fn wait(self) -> Result<Vec<u8>> {
+        self.wait_as(<[u8]>::to_vec)
+    }
+
+    /// Blocks like [`Reading::wait`], and fills `numbers` with f32 that are read, so that memory is used again.
+    pub(crate) fn wait_into(self, numbers: &mut Vec<f32>) -> Result<()> {
+        self.wait_as(|bytes| {
+            numbers.resize(bytes.len() / 4, 0.0);
+            bytemuck::cast_slice_mut::<f32, u8>(numbers).copy_from_slice(&bytes[..bytes.len() / 4 * 4]);
+        })
+    }
+
+    fn wait_as<T>(mut self, copy: impl FnOnce(&[u8]) -> T) -> Result<T> {
         const WHAT: &str = "a readback";
         self.gpu.wait_for(self.index.take(), WHAT)?;
         // The callback runs in the poll above, or in another thread that is polling at this moment.
@@ -99,7 +111,7 @@ impl Reading {
                 self.receiver.recv().map_err(|_| Error::device("a readback was dropped by the driver"))?
             }
         };
-        self.take(mapped)
+        self.take(mapped, copy)
     }
 
     /// Returns the bytes if they have arrived, else `None`. Never blocks.
@@ -110,20 +122,24 @@ impl Reading {
         let polled = self.gpu.0.device.poll(wgpu::PollType::Poll);
         polled.map_err(|e| Error::device(format!("polling a readback: {e}")).because_of(e))?;
         match self.receiver.try_recv() {
-            Ok(mapped) => self.take(mapped).map(Some),
+            Ok(mapped) => self.take(mapped, <[u8]>::to_vec).map(Some),
             Err(TryRecvError::Empty) => self.gpu.check().map(|()| None),
             // The sender is dropped after it has sent once, so the bytes were taken before.
             Err(TryRecvError::Disconnected) => Err(Error::device("this readback was already taken")),
         }
     }
 
-    fn take(&mut self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<Vec<u8>> {
+    fn take<T>(
+        &mut self,
+        mapped: Result<(), wgpu::BufferAsyncError>,
+        copy: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
         self.gpu.check()?;
         self.gpu.findings()?;
         mapped.map_err(|e| Error::device(format!("mapping a readback: {e}")).because_of(e))?;
         let staging = self.staging.take().ok_or_else(|| Error::device("this readback was already taken"))?;
         let view = staging.get_mapped_range(..).map_err(|e| Error::device(e.to_string()))?;
-        let bytes = view[..self.bytes as usize].to_vec();
+        let bytes = copy(&view[..self.bytes as usize]);
         drop(view);
         staging.unmap();
         let mut ring = lock(&self.gpu.0.staging);

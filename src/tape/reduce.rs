@@ -76,6 +76,7 @@ impl Grads {
     pub(crate) fn sum_over(&mut self, ranks: &dyn Ranks) -> Result<()> {
         let mut parts: VecDeque<Part> = self.parts().into();
         let mut coming: VecDeque<(Part, Reading)> = VecDeque::new();
+        let mut numbers = Vec::new();
         while !parts.is_empty() || !coming.is_empty() {
             while coming.len() < AHEAD
                 && let Some(part) = parts.pop_front()
@@ -87,7 +88,7 @@ impl Grads {
                 coming.push_back((part, reading));
             }
             let Some((part, reading)) = coming.pop_front() else { break };
-            let mut numbers: Vec<f32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
+            reading.wait_into(&mut numbers)?;
             ranks.sum(&mut numbers)?;
             match part {
                 Part::Piece { gpu, at, .. } => {
