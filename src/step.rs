@@ -7,7 +7,8 @@
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
-use crate::gpu::capture::Capture;
+use crate::gpu::capture::{Capture, Tap};
+use crate::gpu::readback::Reading;
 use crate::gpu::recording;
 use crate::gpu::value::Place;
 use crate::tensor::Tensor;
@@ -113,6 +114,12 @@ impl Step {
     /// learning rate is negative or not finite, if an input or a tensor that the step uses carries an error, or if the
     /// device has a fault. Then nothing runs.
     pub fn run(&mut self, inputs: &[&Tensor]) -> Result<&[Tensor]> {
+        self.run_reading(inputs, &[])?;
+        Ok(&self.outputs)
+    }
+
+    /// [`Step::run`] that begins to read what `taps` name as soon as the step has made it. They are sorted by their places in the step.
+    pub(crate) fn run_reading(&mut self, inputs: &[&Tensor], taps: &[Tap]) -> Result<Vec<Reading>> {
         recording::refuse(&self.gpu, "a step run")?;
         if inputs.len() != self.inputs.len() {
             let (got, want) = (inputs.len(), self.inputs.len());
@@ -135,13 +142,12 @@ impl Step {
         self.rates.iter().try_for_each(|rate| check_rate(*rate))?;
         self.gpu.check()?;
         if self.gpu.plan_number().is_some() {
-            return Ok(&self.outputs);
+            return Ok(Vec::new());
         }
         // Values that are pending on the last results need these, not the next ones.
         self.gpu.settle(self.capture.results());
         copy(&self.gpu, inputs, &self.inputs)?;
-        self.capture.replay(&self.rates)?;
-        Ok(&self.outputs)
+        self.capture.replay(&self.rates, taps)
     }
 
     /// The results of the last run, which may be the recorded one. The next run overwrites them, so read them first, or

@@ -2,12 +2,22 @@
 
 use super::buffer::{Buffer, Pool};
 use super::command::{Command, Now};
+use super::readback::Reading;
 use super::recording::{self, Recording};
+use super::value::Place;
 use super::{Gpu, lock};
 use crate::error::{Error, Result};
 use crate::rng;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+
+/// Something that is read in the middle of a replay, because no later command changes it.
+pub(crate) struct Tap {
+    /// The number of commands that make it.
+    pub after: usize,
+    pub place: Place,
+    pub bytes: u64,
+}
 
 /// A thread's commands from the beginning to the end of its recording.
 pub(crate) struct Capture {
@@ -76,12 +86,13 @@ impl Capture {
         self.recording.commands.iter().filter(|c| matches!(c, Command::Dispatch(_))).count()
     }
 
-    /// Encodes all commands again, with optimizers stepping at `rates`.
+    /// Encodes all commands again, with optimizers stepping at `rates`, and begins to read what `taps` name, which are sorted by the
+    /// command before. The device goes on while the host has the first of them.
     ///
     /// # Errors
     /// An error that a tensor from outside carries, a tensor from outside whose elements have moved, or the device's
     /// fault. Then nothing runs, and no generator or optimizer advances.
-    pub fn replay(&self, rates: &[f32]) -> Result<()> {
+    pub fn replay(&self, rates: &[f32], taps: &[Tap]) -> Result<Vec<Reading>> {
         let (gpu, Recording { outside, changed, .. }) = (&self.gpu, &self.recording);
         gpu.unchanged(|| {
             // What was recorded before may end with an error that counts.
@@ -98,14 +109,14 @@ impl Capture {
                 }
             }
             gpu.settle(changed);
-            self.encode(rates)?;
+            let readings = self.encode(rates, taps)?;
             changed.iter().chain(&self.results).for_each(|buffer| buffer.touch());
-            Ok(())
+            Ok(readings)
         })
     }
 
-    fn encode(&self, rates: &[f32]) -> Result<()> {
-        let gpu = &self.gpu;
+    fn encode(&self, rates: &[f32], mut taps: &[Tap]) -> Result<Vec<Reading>> {
+        let (gpu, mut readings) = (&self.gpu, Vec::new());
         let mut recorder = lock(&gpu.0.recorder);
         recorder.finish(gpu)?;
         let now = Now { rates, shifts: &self.draws.again() };
@@ -113,7 +124,13 @@ impl Capture {
         self.results.iter().for_each(|buffer| buffer.heal());
         // The batch for which the written buffers were last noted. A long step spans several batches.
         let mut noted = None;
-        for command in &self.recording.commands {
+        for (done, command) in self.recording.commands.iter().enumerate() {
+            while let Some((tap, rest)) = taps.split_first().filter(|(tap, _)| tap.after <= done) {
+                drop(recorder);
+                readings.push(gpu.start_read(&tap.place.buffer, tap.place.offset, tap.bytes)?);
+                recorder = lock(&gpu.0.recorder);
+                taps = rest;
+            }
             let epoch = gpu.0.epoch.load(Ordering::Acquire);
             if noted != Some(epoch) {
                 recorder.writes(self.recording.changed.iter().chain(&self.results));
@@ -121,6 +138,10 @@ impl Capture {
             }
             recorder.replay(gpu, command, &now);
         }
-        Ok(())
+        drop(recorder);
+        for tap in taps {
+            readings.push(gpu.start_read(&tap.place.buffer, tap.place.offset, tap.bytes)?);
+        }
+        Ok(readings)
     }
 }

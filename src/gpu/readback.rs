@@ -6,6 +6,9 @@ use super::{Gpu, lock, recording};
 use crate::error::{Error, Result};
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 
+/// Staging buffers that are kept.
+const STAGED: usize = 32;
+
 impl Gpu {
     /// Copies `bytes` bytes from `offset` of `buffer` to the host. Waits for all recorded work.
     pub(crate) fn read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
@@ -143,7 +146,7 @@ impl Reading {
         drop(view);
         staging.unmap();
         let mut ring = lock(&self.gpu.0.staging);
-        if ring.len() < 8 {
+        if ring.len() < STAGED {
             ring.push(staging);
         }
         Ok(bytes)

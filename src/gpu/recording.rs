@@ -89,6 +89,11 @@ pub(crate) fn number(gpu: &Gpu) -> u64 {
     with(gpu, |recording| recording.number).unwrap_or(0)
 }
 
+/// The number of commands that this thread has recorded so far, if it records on this device.
+pub(crate) fn position(gpu: &Gpu) -> Option<usize> {
+    with(gpu, |recording| recording.commands.len())
+}
+
 /// Runs `work` on the thread's recording, if it records on this device.
 fn with<T>(gpu: &Gpu, work: impl FnOnce(&mut Recording) -> T) -> Option<T> {
     RECORDING.with_borrow_mut(|recording| recording.as_mut().filter(|r| r.gpu == *gpu).map(work))

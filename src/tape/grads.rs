@@ -51,6 +51,8 @@ pub struct Grads {
     /// The scale by which all of them are too large.
     pub(super) scaled: Option<Scaled>,
     pub(super) arenas: HashMap<*const ArenaLayout, Arena>,
+    /// In a recorded step, the number of commands that make a leaf's gradient. Unknown for those that were computed from others.
+    pub(super) ready: HashMap<u64, usize>,
 }
 
 // SAFETY: the raw pointers are only keys and never followed. The `Arc` beside each keeps its address in use.
@@ -358,6 +360,6 @@ impl Tensor {
             .collect();
         self.gpu().check()?;
         by_leaf.values().try_for_each(Tensor::check)?;
-        Ok(Grads { by_leaf, scaled: None, arenas: walk.arenas })
+        Ok(Grads { by_leaf, scaled: None, arenas: walk.arenas, ready: walk.ready })
     }
 }

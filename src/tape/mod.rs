@@ -11,10 +11,11 @@ mod reduce;
 pub use checkpoint::checkpoint;
 pub use grads::Grads;
 pub(crate) use grads::{Scaled, Scaling};
-pub(crate) use reduce::{Frame, same_leaves};
+pub(crate) use reduce::{Frame, Part, same_leaves};
 
 use crate::dtype::DType;
 use crate::gpu::buffer::Buffer;
+use crate::gpu::recording;
 use crate::gpu::value::{Place, Value};
 use crate::gpu::{Gpu, lock};
 use crate::precision;
@@ -327,6 +328,8 @@ struct Walk {
     slots: HashMap<(u64, usize), Slot>,
     leaves: HashMap<u64, Arc<Node>>,
     arenas: HashMap<*const ArenaLayout, Arena>,
+    /// In a recorded step, the number of commands after the last one that adds to a leaf's gradient.
+    ready: HashMap<u64, usize>,
 }
 
 struct Arena {
@@ -467,6 +470,19 @@ impl Walk {
     }
 
     fn add(&mut self, edge: &Edge, dx: Tensor) {
+        let gpu = edge.node.is_leaf().then(|| dx.gpu().clone());
+        self.sum(edge, dx);
+        self.note(edge, gpu.as_ref());
+    }
+
+    /// Notes that a leaf's gradient has changed.
+    fn note(&mut self, edge: &Edge, gpu: Option<&Gpu>) {
+        if let Some(position) = gpu.and_then(recording::position) {
+            self.ready.insert(edge.node.id, position);
+        }
+    }
+
+    fn sum(&mut self, edge: &Edge, dx: Tensor) {
         self.queue(&edge.node);
         let key = (edge.node.id, edge.output);
         let leaf = edge.node.is_leaf();
@@ -526,6 +542,9 @@ impl Walk {
         if let Some(slot) = kept {
             self.slots.insert(key, slot);
             return self.add(edge, converted(sum, DType::F32));
+        }
+        if edge.node.is_leaf() {
+            self.note(edge, Some(&sum.gpu().clone()));
         }
         // Kernels may add to a tensor that nobody else holds.
         let alone = Arc::strong_count(&sum.value) == 1 && sum.dtype() == DType::F32 && sum.is_contiguous();

@@ -3,6 +3,7 @@
 use super::{Arena, ArenaLayout, Grads, Scaled, Scaling};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::gpu::capture::Tap;
 use crate::gpu::readback::Reading;
 use crate::gpu::value::Place;
 use crate::ranks::Ranks;
@@ -20,9 +21,45 @@ const AHEAD: usize = 4;
 const GAP: u64 = 4096;
 
 /// What is summed in one exchange: a piece of an arena, or the gradient of a leaf that is in none.
-enum Part {
-    Piece { gpu: Gpu, at: Place, bytes: u64 },
-    Leaf(u64),
+pub(crate) struct Part {
+    gpu: Gpu,
+    /// `None` for a leaf that is in no arena.
+    at: Option<Place>,
+    bytes: u64,
+    /// The leaf, or the first one of the arena.
+    leaf: u64,
+    /// The number of commands of a recorded step that make it, `usize::MAX` if it is not known.
+    pub after: usize,
+}
+
+impl Part {
+    /// Whether a gradient at this place of the same arena belongs to the same part: it is near, and both are small.
+    fn takes(&self, at: &Place, bytes: u64) -> bool {
+        self.at.as_ref().is_some_and(|own| {
+            let end = own.offset + self.bytes;
+            Arc::ptr_eq(&own.buffer, &at.buffer)
+                && (end..=end + GAP).contains(&at.offset)
+                && at.offset + bytes - own.offset <= PART
+        })
+    }
+
+    /// Cuts a large gradient.
+    fn cut(self) -> Vec<Part> {
+        let Some(at) = self.at.clone() else { return vec![self] };
+        let piece = |from: u64| Part {
+            gpu: self.gpu.clone(),
+            at: Some(Place { buffer: at.buffer.clone(), offset: at.offset + from }),
+            bytes: PART.min(self.bytes - from),
+            leaf: self.leaf,
+            after: self.after,
+        };
+        (0..self.bytes).step_by(PART as usize).map(piece).collect()
+    }
+
+    /// What begins to read it in the middle of a replay. `None` for a leaf that is in no arena.
+    pub fn tap(&self) -> Option<Tap> {
+        Some(Tap { after: self.after, place: self.at.clone()?, bytes: self.bytes })
+    }
 }
 
 impl Grads {
@@ -74,30 +111,40 @@ impl Grads {
 
     /// [`Grads::all_reduce`] of ranks that are known to have gradients of the same leaves.
     pub(crate) fn sum_over(&mut self, ranks: &dyn Ranks) -> Result<()> {
-        let mut parts: VecDeque<Part> = self.parts().into();
-        let mut coming: VecDeque<(Part, Reading)> = VecDeque::new();
-        let mut numbers = Vec::new();
-        while !parts.is_empty() || !coming.is_empty() {
+        let parts = self.parts();
+        self.sum_parts(ranks, &parts, VecDeque::new())
+    }
+
+    /// Sums parts in their order, the same on every rank. `coming` are readings of the first of them that have begun.
+    pub(crate) fn sum_parts(
+        &mut self,
+        ranks: &dyn Ranks,
+        parts: &[Part],
+        mut coming: VecDeque<Reading>,
+    ) -> Result<()> {
+        let (mut started, mut numbers) = (coming.len(), Vec::new());
+        for part in parts {
             while coming.len() < AHEAD
-                && let Some(part) = parts.pop_front()
+                && let Some(next) = parts.get(started)
             {
-                let reading = match &part {
-                    Part::Piece { gpu, at, bytes } => gpu.start_read(&at.buffer, at.offset, *bytes)?,
-                    Part::Leaf(id) => self.by_leaf[id].read::<f32>()?,
-                };
-                coming.push_back((part, reading));
+                coming.push_back(match &next.at {
+                    Some(at) => next.gpu.start_read(&at.buffer, at.offset, next.bytes)?,
+                    None => self.by_leaf[&next.leaf].read::<f32>()?,
+                });
+                started += 1;
             }
-            let Some((part, reading)) = coming.pop_front() else { break };
+            let Some(reading) = coming.pop_front() else { break };
             reading.wait_into(&mut numbers)?;
             ranks.sum(&mut numbers)?;
-            match part {
-                Part::Piece { gpu, at, .. } => {
-                    gpu.unchanged(|| gpu.overwrite_now(&[(at, bytemuck::cast_slice(&numbers))]))?;
+            match &part.at {
+                Some(at) => {
+                    let write = [(at.clone(), bytemuck::cast_slice(&numbers))];
+                    part.gpu.unchanged(|| part.gpu.overwrite_now(&write))?;
                 }
-                Part::Leaf(id) => {
-                    let old = &self.by_leaf[&id];
+                None => {
+                    let old = &self.by_leaf[&part.leaf];
                     let new = Tensor::from_slice(old.gpu(), &numbers, *old.shape());
-                    self.by_leaf.insert(id, new);
+                    self.by_leaf.insert(part.leaf, new);
                 }
             }
         }
@@ -105,47 +152,38 @@ impl Grads {
     }
 
     /// What is summed, in an order that is the same on every rank: by the first leaf of an arena, then by places in it.
-    fn parts(&self) -> Vec<Part> {
+    pub(crate) fn parts(&self) -> Vec<Part> {
         let mut ids: Vec<u64> = self.by_leaf.keys().copied().collect();
         ids.sort_unstable();
         let mut first: HashMap<*const (), u64> = HashMap::new();
-        let mut places: Vec<(u64, u64, u64, Place)> = Vec::new();
-        let mut parts: Vec<(u64, Part)> = Vec::new();
+        let mut spans: Vec<Part> = Vec::new();
         for id in ids {
             let gradient = &self.by_leaf[&id];
-            let place = gradient.value.computed();
-            let arena =
-                place.filter(|at| self.arenas.values().any(|arena| Arc::ptr_eq(&arena.buffer, &at.buffer)));
-            match arena {
-                Some(at) if gradient.count() > 0 => {
-                    let of = *first.entry(Arc::as_ptr(&at.buffer).cast()).or_insert(id);
-                    places.push((of, at.offset, 4 * gradient.count() as u64, at.clone()));
+            let gpu = gradient.gpu().clone();
+            let (bytes, after) =
+                (4 * gradient.count() as u64, self.ready.get(&id).copied().unwrap_or(usize::MAX));
+            let is_in = |at: &Place| self.arenas.values().any(|arena| Arc::ptr_eq(&arena.buffer, &at.buffer));
+            let at = gradient.value.computed().filter(is_in);
+            if bytes == 0 {
+                continue;
+            }
+            let leaf =
+                at.as_ref().map_or(id, |at| *first.entry(Arc::as_ptr(&at.buffer).cast()).or_insert(id));
+            spans.push(Part { gpu, at, bytes, leaf, after });
+        }
+        let offset = |part: &Part| part.at.as_ref().map_or(0, |at| at.offset);
+        spans.sort_by_key(|part| (part.leaf, offset(part)));
+        let mut parts: Vec<Part> = Vec::new();
+        for span in spans {
+            match (&span.at, parts.last_mut()) {
+                (Some(at), Some(last)) if last.takes(at, span.bytes) => {
+                    last.bytes = at.offset + span.bytes - last.at.as_ref().map_or(0, |at| at.offset);
+                    last.after = last.after.max(span.after);
                 }
-                Some(_) => {}
-                None => parts.push((id, Part::Leaf(id))),
+                _ => parts.extend(span.cut()),
             }
         }
-        places.sort_by_key(|(of, offset, ..)| (*of, *offset));
-        let gpu = self.by_leaf.values().next().map(|gradient| gradient.gpu().clone());
-        let mut spans: Vec<(u64, Place, u64)> = Vec::new();
-        for (of, offset, bytes, at) in places {
-            match spans.last_mut() {
-                Some((same, start, length)) if *same == of && offset <= start.offset + *length + GAP => {
-                    *length = offset + bytes - start.offset;
-                }
-                _ => spans.push((of, at, bytes)),
-            }
-        }
-        for (of, start, length) in spans {
-            for from in (0..length).step_by(PART as usize) {
-                let at = Place { buffer: start.buffer.clone(), offset: start.offset + from };
-                let gpu = gpu.clone().expect("there is a gradient");
-                parts.push((of, Part::Piece { gpu, at, bytes: PART.min(length - from) }));
-            }
-        }
-        // A stable sort: pieces of one arena stay in order.
-        parts.sort_by_key(|(of, _)| *of);
-        parts.into_iter().map(|(_, part)| part).collect()
+        parts
     }
 
     /// What these gradients are apart from their elements.
@@ -159,7 +197,7 @@ impl Grads {
             self.by_leaf.iter().map(|(&id, gradient)| (id, arena_of(gradient))).collect();
         leaves.sort_unstable_by_key(|(id, _)| *id);
         let scaling = self.scaled.as_ref().map(|scaled| (scaled.scaling.clone(), scaled.steps));
-        Frame { leaves, scaling }
+        Frame { leaves, scaling, ready: self.ready.clone() }
     }
 
     /// All tensors that these gradients are made of, which [`Frame::with`] takes.
@@ -174,12 +212,13 @@ pub(crate) struct Frame {
     /// The leaves in the order in which they were made, and the arenas in which an optimizer wants their gradients.
     leaves: Vec<(u64, Option<Arc<ArenaLayout>>)>,
     scaling: Option<(Arc<Scaling>, u64)>,
+    ready: HashMap<u64, usize>,
 }
 
 impl Frame {
     /// The gradients of these elements. Those of one arena lie in one buffer.
     pub fn with(&self, tensors: &[Tensor]) -> Grads {
-        let mut grads = Grads::default();
+        let mut grads = Grads { ready: self.ready.clone(), ..Grads::default() };
         for ((id, layout), gradient) in self.leaves.iter().zip(tensors) {
             if let Some(layout) = layout {
                 let buffer = gradient.place().buffer;

@@ -3,17 +3,18 @@
 use super::{Outcome, Trainer};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::gpu::capture::Tap;
 use crate::gpu::readback::Reading;
 use crate::nn::Module;
 use crate::optim::{LossScale, StateTensor};
-use crate::ranks::{all_done, on_first, together};
+use crate::ranks::{Ranks, all_done, on_first, together};
 use crate::rng::Rng;
 use crate::shape::Shape;
 use crate::step::Step;
 use crate::store::overwrite;
-use crate::tape::{Frame, Grads, same_leaves};
+use crate::tape::{Frame, Grads, Part, same_leaves};
 use crate::tensor::Tensor;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use twox_hash::XxHash3_128;
 
@@ -82,6 +83,10 @@ pub(super) struct Split {
     /// Number of tensors that are read; the gradients follow them.
     results: usize,
     frame: Frame,
+    /// What is summed, in the order in which rank 0 has it.
+    parts: Vec<Part>,
+    /// Where this rank begins to read it, in the order in which this rank has it. Each is of the part of this number.
+    taps: Vec<Tap>,
     after: Option<Step>,
 }
 
@@ -90,6 +95,34 @@ impl Split {
     fn own(&self) -> (Grads, Vec<Tensor>) {
         let (results, rest) = self.before.outputs().split_at(self.results);
         (self.frame.with(rest), results.to_vec())
+    }
+
+    /// Orders the parts by when rank 0 has them, so that the first are on their way while the backward pass goes on. Other adapters may
+    /// have them in another order, and a sum needs one.
+    fn order(&mut self, ranks: &dyn Ranks) -> Result<()> {
+        let parts = self.own().0.parts();
+        let mut order: Vec<u32> = (0..parts.len() as u32).collect();
+        order.sort_by_key(|&i| parts[i as usize].after);
+        let mut bytes = bytemuck::cast_slice(&order).to_vec();
+        ranks.broadcast(&mut bytes)?;
+        let order: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        let mut parts: Vec<Option<Part>> = parts.into_iter().map(Some).collect();
+        self.parts = order.iter().filter_map(|&i| parts.get_mut(i as usize)?.take()).collect();
+        if self.parts.iter().all(|part| part.tap().is_some()) {
+            self.taps = self.parts.iter().filter_map(Part::tap).collect();
+            self.taps.sort_by_key(|tap| tap.after);
+        }
+        Ok(())
+    }
+
+    /// Readings in the order of the parts.
+    fn sorted(&self, coming: Vec<Reading>) -> VecDeque<Reading> {
+        let mut numbers: Vec<usize> = (0..self.parts.len()).collect();
+        // As the taps were sorted.
+        numbers.sort_by_key(|&i| self.parts[i].after);
+        let mut readings: Vec<(usize, Reading)> = numbers.into_iter().zip(coming).collect();
+        readings.sort_by_key(|(i, _)| *i);
+        readings.into_iter().map(|(_, reading)| reading).collect()
     }
 }
 
@@ -142,50 +175,45 @@ impl Trainer {
         self.gradients(|i, rng| Ok(loss(&inputs[i * each..(i + 1) * each], rng)?.into()))
     }
 
-    /// Tells the other ranks what this one has found, and sums the gradients. One rank keeps its results on the device.
+    /// Sums the gradients over the ranks, and returns the means of their results. One rank keeps its results on the device.
     pub(super) fn agreed(&mut self, own: Result<(Grads, Vec<Tensor>)>) -> Result<(Grads, Seen)> {
         if self.ranks.size() == 1 {
             return own.map(|(grads, results)| (grads, Seen::There(results)));
         }
-        let sizes: Vec<usize> =
-            own.as_ref().map_or(Vec::new(), |(_, results)| results.iter().map(Tensor::count).collect());
-        let message =
-            own.as_ref().map_err(Clone::clone).and_then(|(grads, results)| self.message(grads, results));
-        let all = together(&*self.ranks, message)?;
-        let (mut grads, _) = own?;
-        self.stopped = all.iter().any(|message| message.last() == Some(&1));
-        let split = |message: &Vec<u8>| {
-            let (leaves, rest) = message.split_at(LEAVES.min(message.len()));
-            let numbers: Vec<f32> = bytemuck::pod_collect_to_vec(&rest[..rest.len().saturating_sub(1)]);
-            (leaves.to_vec(), numbers)
-        };
-        let (leaves, numbers): (Vec<Vec<u8>>, Vec<Vec<f32>>) = all.iter().map(split).unzip();
-        same_leaves(&leaves)?;
+        self.tell(own.as_ref().map(|(grads, _)| grads.signature()).map_err(Clone::clone))?;
+        let (mut grads, results) = own?;
+        grads.sum_over(&*self.ranks)?;
+        Ok((grads, self.means(&results)?))
+    }
+
+    /// Before the gradients travel, tells the other ranks which leaves this one has gradients of, and whether it has failed or was
+    /// stopped. Nothing of the device is waited for.
+    fn tell(&mut self, signature: Result<Vec<u8>>) -> Result<()> {
+        let stop = u8::from(self.stop.load(Ordering::SeqCst));
+        let message = signature.map(|signature| [&signature[..], &[stop]].concat());
+        let mut all = together(&*self.ranks, message)?;
+        self.stopped = all.iter_mut().map(Vec::pop).fold(false, |any, stop| any || stop == Some(1));
+        same_leaves(&all)
+    }
+
+    /// The means of results over the ranks.
+    fn means(&self, results: &[Tensor]) -> Result<Seen> {
+        let readings: Vec<Reading> = results.iter().map(Tensor::read::<f32>).collect::<Result<_>>()?;
+        let own: Result<Vec<Vec<u8>>> = readings.into_iter().map(Reading::wait).collect();
+        let all = together(&*self.ranks, own.map(|own| own.concat()))?;
+        let numbers: Vec<Vec<f32>> = all.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
         if let Some(rank) = numbers.iter().position(|other| other.len() != numbers[0].len()) {
             return Err(Error::config(format!(
                 "train: rank {rank} reads another number of values than rank 0"
             )));
         }
-        grads.sum_over(&*self.ranks)?;
         let mean = |i: usize| {
             let sum: f64 = numbers.iter().map(|own| f64::from(own[i])).sum();
             (sum / numbers.len() as f64) as f32
         };
         let mut means = (0..numbers[0].len()).map(mean);
-        let seen = sizes.iter().map(|&size| means.by_ref().take(size).collect()).collect();
-        Ok((grads, Seen::Here(seen, None)))
-    }
-
-    /// What a rank tells in each step: which leaves it has gradients of, its loss and values, and whether it was stopped.
-    fn message(&self, grads: &Grads, results: &[Tensor]) -> Result<Vec<u8>> {
-        let readings: Vec<Reading> = results.iter().map(Tensor::read::<f32>).collect::<Result<_>>()?;
-        let mut message = grads.signature();
-        debug_assert_eq!(message.len(), LEAVES);
-        for reading in readings {
-            message.extend(reading.wait()?);
-        }
-        message.push(u8::from(self.stop.load(Ordering::SeqCst)));
-        Ok(message)
+        let seen = results.iter().map(|x| means.by_ref().take(x.count()).collect()).collect();
+        Ok(Seen::Here(seen, None))
     }
 
     /// Runs the recorded step of a rank among others, or records it.
@@ -197,11 +225,20 @@ impl Trainer {
         lr: f32,
         loss: &mut impl FnMut(&[Tensor], &mut Rng) -> Result<L>,
     ) -> Result<Seen> {
-        let own = inputs.and_then(|inputs| self.run_before(recorded, &inputs, loss));
-        let (grads, seen) = self.agreed(own)?;
-        let Some(Split { before, after, .. }) = recorded else {
-            return Err(Error::config("train: nothing was recorded"));
-        };
+        let known = recorded.is_some();
+        let ran = inputs.and_then(|inputs| self.run_before(recorded, &inputs, loss));
+        let signature = recorded.as_ref().map_or_else(Vec::new, |split| split.own().0.signature());
+        self.tell(ran.as_ref().map(|_| signature).map_err(Clone::clone))?;
+        let coming = ran?;
+        let Some(split) = recorded else { return Err(Error::config("train: nothing was recorded")) };
+        if !known {
+            split.order(&*self.ranks)?;
+        }
+        let (mut grads, results) = split.own();
+        let ordered = split.sorted(coming);
+        grads.sum_parts(&*self.ranks, &split.parts, ordered)?;
+        let seen = self.means(&results)?;
+        let Split { before, after, .. } = split;
         match after {
             Some(after) => {
                 after.set_lr(lr);
@@ -217,18 +254,17 @@ impl Trainer {
         Ok(norm.map_or(Seen::Here(Vec::new(), None), |norm| seen.with_norm(&norm)))
     }
 
-    /// Runs the part before the exchange.
+    /// Runs the part before the exchange. Returns readings of gradients, in the order in which this rank has them.
     #[track_caller]
     fn run_before<L: Into<Outcome>>(
         &mut self,
         recorded: &mut Option<Split>,
         inputs: &[Tensor],
         loss: &mut impl FnMut(&[Tensor], &mut Rng) -> Result<L>,
-    ) -> Result<(Grads, Vec<Tensor>)> {
+    ) -> Result<Vec<Reading>> {
         let inputs: Vec<&Tensor> = inputs.iter().collect();
-        if let Some(recorded) = recorded {
-            recorded.before.run(&inputs)?;
-            return Ok(recorded.own());
+        if let Some(Split { before, taps, .. }) = recorded {
+            return before.run_reading(&inputs, taps);
         }
         let first = inputs.first().ok_or_else(|| Error::config("train: the batch has no tensors"))?;
         let mut made = None;
@@ -239,7 +275,9 @@ impl Trainer {
             Ok(results)
         })?;
         let (results, frame) = made.ok_or_else(|| Error::config("train: nothing was recorded"))?;
-        Ok(recorded.insert(Split { before, results, frame, after: None }).own())
+        let split = Split { before, results, frame, parts: Vec::new(), taps: Vec::new(), after: None };
+        *recorded = Some(split);
+        Ok(Vec::new())
     }
 
     /// Tells the other ranks whether this one is to stop.
@@ -364,9 +402,6 @@ fn hash(model: &(impl Module + ?Sized)) -> Result<u128> {
     }
     Ok(hasher.finish_128())
 }
-
-/// Bytes in which a step's message says which gradients there are.
-const LEAVES: usize = 32;
 
 fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
     let place = tensor.contiguous().place();

@@ -3,8 +3,8 @@
 use crate::support::gpu;
 use crate::support::ranks::on_ranks;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use tiebeam::nn::{Init, Linear, Module};
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, LossScaleConfig, Sgd, SgdConfig};
 use tiebeam::ranks::{Ranks, agree, share, spread, together};
@@ -305,4 +305,86 @@ fn ranks_agree_or_are_named() {
     }
     let errors: Vec<_> = said.iter().map(|(.., error)| error.as_deref().unwrap()).collect();
     assert_eq!(errors, ["Ctrl-C", "no disk", "rank 1: no disk"]);
+}
+
+/// A world that notes how many numbers each sum has.
+struct Noting(Arc<dyn Ranks>, Mutex<Vec<usize>>);
+
+impl Ranks for Noting {
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+    fn size(&self) -> usize {
+        self.0.size()
+    }
+    fn sum(&self, numbers: &mut [f32]) -> Result<()> {
+        self.1.lock().unwrap().push(numbers.len());
+        self.0.sum(numbers)
+    }
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.0.gather(bytes)
+    }
+    fn send(&self, bytes: &[u8]) -> Result<()> {
+        self.0.send(bytes)
+    }
+    fn receive(&self, from: usize) -> Result<Vec<u8>> {
+        self.0.receive(from)
+    }
+    fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()> {
+        self.0.broadcast(bytes)
+    }
+}
+
+/// Large gradients are summed as soon as the backward pass has made them: the last layer's first, while the others are computed. The bits
+/// are those of a step that is not recorded.
+#[test]
+fn recorded_gradients_travel_as_they_are_made() {
+    let run = |recorded: bool| {
+        on_ranks(2, |world| {
+            let mut rng = Rng::new(1);
+            let layers = [(1024, 4096), (4096, 300), (300, 16_384)];
+            let layer = |(inner, out): (usize, usize)| {
+                Linear::new(gpu(), inner, out, false, Init::KaimingUniform, &mut rng)
+            };
+            let net: Vec<Linear> = layers.into_iter().map(layer).collect();
+            let named = net.iter().enumerate().flat_map(|(i, layer)| {
+                layer
+                    .parameters()
+                    .trainable()
+                    .into_iter()
+                    .map(move |(name, leaf)| (format!("{i}.{name}"), leaf))
+            });
+            let sgd = Sgd::new(gpu(), vec![Group::new(named)], SgdConfig::default().lr(1.0)).unwrap();
+            let noting = Arc::new(Noting(world.clone(), Mutex::default()));
+            let mut trainer = Trainer::new(sgd).rng(Rng::new(7)).ranks(noting.clone());
+            let batch = |rng: &mut Rng| {
+                let all = Tensor::randn(gpu(), [4, 1024], rng);
+                all.slice(0, share(4, world.rank(), 2)).contiguous()
+            };
+            let of = |x: &Tensor| {
+                net.iter().fold(x.clone(), |x, layer| layer.forward(&x).tanh()).square().mean_all()
+            };
+            let done = match recorded {
+                true => trainer.train_recorded(
+                    3,
+                    |_, rng| Ok(vec![batch(rng)]),
+                    |inputs, _| Ok(of(&inputs[0])),
+                    |_| Ok(()),
+                ),
+                false => trainer.train(3, |_, rng| Ok(of(&batch(rng))), |_| Ok(())),
+            };
+            assert!(done.unwrap());
+            let bits: Vec<u32> = net.iter().flat_map(bits).collect();
+            let sums = noting.1.lock().unwrap().clone();
+            (bits, sums)
+        })
+    };
+    let [recorded, not] = [run(true), run(false)];
+    assert!(recorded[0].0 == recorded[1].0 && recorded[0].0 == not[0].0 && recorded[0].0 == not[1].0);
+    // The first layer fills a part of 16 MiB, and the others have one each, of which the last is cut.
+    let [first, second, third] = [1024 * 4096, 4096 * 300, 300 * 16_384];
+    let cut = 4 << 20;
+    assert_eq!(not[0].1[..4], [first, second, cut, third - cut]);
+    assert_eq!(recorded[0].1[..4], [cut, third - cut, second, first]);
+    assert!(recorded.iter().all(|(_, sums)| sums.len() == 12 && sums[4..8] == sums[..4]));
 }
