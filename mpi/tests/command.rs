@@ -239,6 +239,103 @@ fn a_program_without_mpirun_is_one_rank() {
     );
 }
 
+/// Rows of 12 numbers in three classes, which are near their centres.
+fn classes(path: &Path) {
+    let mut noise = vec![0.0; 600 * 12];
+    tiebeam::Rng::new(3).fill_normal(&mut noise);
+    let labels: Vec<u32> = (0..600).map(|row| row % 3).collect();
+    let x: Vec<f32> =
+        (0..600 * 12).map(|i| noise[i] + if i % 12 % 3 == i / 12 % 3 { 1.5 } else { 0.0 }).collect();
+    let entries = [
+        tiebeam::store::Entry::f32("x", &[600, 12], &x),
+        tiebeam::store::Entry::u32("y", &[600], &labels),
+    ];
+    tiebeam::store::save(path, entries, &Default::default()).unwrap();
+}
+
+/// The hash of the parameters that a run ends with.
+fn digest(output: &Output) -> String {
+    let said = said(output);
+    let line = said.lines().find(|line| line.starts_with("parameters ")).unwrap_or_else(|| panic!("{said}"));
+    line.split(' ').nth(1).unwrap().to_string()
+}
+
+/// Ranks tell each other one byte a step, and end with equal hashes, also where one has another driver.
+#[test]
+fn scalars_end_with_equal_hashes_also_on_two_drivers() {
+    let place = Place::new();
+    classes(&place.path("rows.safetensors"));
+    std::fs::write(place.path("net.toml"), "layers = [12, 3]\n").unwrap();
+    let network = |out: &str, exchange: &str| {
+        let words = ["train", "--model", &place.text("net.toml"), "--data", &place.text("rows.safetensors")]
+            .map(String::from);
+        let more = [
+            "--out",
+            &place.text(out),
+            "--batch",
+            "32",
+            "--steps",
+            "400",
+            "--every",
+            "200",
+            "--exchange",
+            exchange,
+        ];
+        words.into_iter().chain(more.map(String::from)).collect::<Vec<String>>()
+    };
+    let accuracy = |output: &Output| {
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line =
+            printed.lines().find_map(|line| line.strip_prefix("held out: ")).expect("a result").to_string();
+        line.split(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    for exchange in ["gradients", "scalars", "scalars:8"] {
+        let output = run(3, &network(exchange, exchange));
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(accuracy(&output) > 0.95, "{exchange}: {}", accuracy(&output));
+        assert!(said(&output).contains(" on all 3 ranks"), "{}", said(&output));
+    }
+    let again = run(3, &network("again", "scalars:8"));
+    let model = |out: &str| tensors(&place.path(out).join("model.safetensors"));
+    assert!(again.status.success() && model("again") == model("scalars:8"));
+    // The second driver is Mesa's OpenGL, whose compiler gets the kernels as GLSL.
+    let two = |arguments: Vec<String>| {
+        let mut job = mpirun();
+        job.args(["-n", "1"]).arg(program()).args(&arguments).args([
+            ":",
+            "-n",
+            "1",
+            "env",
+            "TIEBEAM_BACKEND=gl",
+        ]);
+        job.arg(program()).args(&arguments).output().unwrap()
+    };
+    let has_gl = Command::new(program())
+        .env("TIEBEAM_BACKEND", "gl")
+        .args(network("gl", "scalars:8"))
+        .output()
+        .unwrap();
+    if !has_gl.status.success() {
+        // A machine may have no OpenGL.
+        assert!(errors(&has_gl)[0].contains("no GPU adapter"), "{}", said(&has_gl));
+        return;
+    }
+    let both = two(network("both", "scalars:8"));
+    assert!(both.status.success() && digest(&both).len() == 32, "{}", said(&both));
+    assert!(
+        said(&both).contains(" on all 2 ranks") && !said(&both).contains("had other parameters"),
+        "{}",
+        said(&both)
+    );
+    let language = two(place.train("lm", &["--exchange", "scalars:8"]));
+    assert!(language.status.success(), "{}", said(&language));
+    assert!(
+        said(&language).contains(" on all 2 ranks") && !said(&language).contains("had other"),
+        "{}",
+        said(&language)
+    );
+}
+
 /// Models of a few tensors.
 fn model(path: &Path, seed: u64) {
     let mut rng = tiebeam::Rng::new(seed);
