@@ -192,7 +192,8 @@ impl Trainer {
         let stop = u8::from(self.stop.load(Ordering::SeqCst));
         let message = signature.map(|signature| [&signature[..], &[stop]].concat());
         let mut all = together(&*self.ranks, message)?;
-        self.stopped = all.iter_mut().map(Vec::pop).fold(false, |any, stop| any || stop == Some(1));
+        let flags: Vec<Option<u8>> = all.iter_mut().map(Vec::pop).collect();
+        self.stopped = flags.contains(&Some(1));
         same_leaves(&all)
     }
 

@@ -15,8 +15,10 @@ struct All {
     barrier: Barrier,
     slots: Mutex<Vec<Vec<u8>>>,
     /// What each rank gives to rank 0.
-    mail: Vec<(Sender<Vec<u8>>, Mutex<Receiver<Vec<u8>>>)>,
+    mail: Vec<Mail>,
 }
+
+type Mail = (Sender<Vec<u8>>, Mutex<Receiver<Vec<u8>>>);
 
 impl Thread {
     /// What every rank puts in.

@@ -3,6 +3,7 @@
 mod adamw;
 mod adds;
 mod depth_batch;
+mod perturb;
 mod ponita;
 mod train_step;
 
@@ -15,6 +16,7 @@ use crate::tensor::Tensor;
 pub(super) fn entries(cpu: bool) -> Vec<Entry> {
     let mut all: Vec<Entry> = adds::entries().into();
     all.push(adamw::entry(1 << 22));
+    all.push(perturb::entry(1 << 20, 4));
     all.extend(train_step::entries(cpu));
     all.extend(ponita::entries(cpu));
     all.push(depth_batch::entry());
