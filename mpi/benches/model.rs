@@ -74,17 +74,18 @@ pub fn draw(lines: &Path, picture: &Path) -> Result<()> {
         }
         for step in of("step").filter(|line| number(line, "ranks") == ranks) {
             let same = |line: &&Value| line["sharing"] == step["sharing"];
-            let alone = of("step").filter(same).find(|line| number(line, "ranks") == 1.0);
-            let exchange = of("exchange").filter(same).find(|line| number(line, "ranks") == ranks);
-            let (Some(alone), Some(exchange)) = (alone, exchange) else { continue };
-            // More ranks than cores compute in turn.
+            // More ranks than cores compute in turn. That was measured on as many ranks as there are cores.
             let turns = (ranks / cores).max(1.0);
-            let predicted = turns * number(alone, "ms") + number(exchange, "ms");
+            let least = of("step").filter(same).find(|line| number(line, "ranks") == ranks.min(cores));
+            let exchange = of("exchange").filter(same).find(|line| number(line, "ranks") == ranks);
+            let (Some(least), Some(exchange)) = (least, exchange) else { continue };
+            let alone = turns * number(least, "alone_ms");
+            let predicted = alone + number(exchange, "ms");
             println!(
                 "  step, {:10}: measured {:8.2} ms, one rank {:.2} and exchange {:.2} together {predicted:8.2} ms ({:.2})",
                 step["sharing"].as_str().unwrap_or_default(),
                 number(step, "ms"),
-                turns * number(alone, "ms"),
+                alone,
                 number(exchange, "ms"),
                 number(step, "ms") / predicted
             );

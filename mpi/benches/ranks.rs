@@ -26,12 +26,14 @@ use tiebeam::models::lm::{Lm, LmConfig};
 use tiebeam::models::sharing::Sharing;
 use tiebeam::nn::Module;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
-use tiebeam::ranks::Ranks;
+use tiebeam::ranks::{Alone, Ranks};
 use tiebeam::{Gpu, Options, Result, Rng};
 use tiebeam_mpi::World;
 
 /// Set in the ranks: what they measure.
 const PART: &str = "TIEBEAM_BENCH_RANKS";
+/// How many cores the machine has. A rank sees only those that it is bound to.
+const CORES: &str = "TIEBEAM_BENCH_CORES";
 
 /// The ways to share that are compared, with the name of each.
 const SHARING: [(&str, &str); 3] =
@@ -62,7 +64,7 @@ fn main() -> Result<()> {
 fn start(part: &str, ranks: usize) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut command = mpirun();
-    command.env(PART, part).arg("-n").arg(ranks.to_string());
+    command.env(PART, part).env(CORES, cores.to_string()).arg("-n").arg(ranks.to_string());
     command.args(["--bind-to", if ranks <= cores { "core" } else { "none" }]);
     let done = command.arg(std::env::current_exe().expect("this program")).status();
     assert!(done.expect("mpirun starts; `make mpi` installs it").success(), "{part} on {ranks} ranks");
@@ -132,35 +134,40 @@ fn open(world: &World) -> Result<Gpu> {
 /// Windows of a step on each rank.
 const WINDOWS: usize = 4;
 
-/// Steps of a language model whose batch grows with the ranks, and the exchange of its gradients alone.
+/// Steps of a language model whose batch grows with the ranks, beside those of rank 0 alone with its part of the batch, and the exchange
+/// of its gradients.
 fn steps(world: Arc<World>) -> Result<()> {
     let gpu = open(&world)?;
     let tokens: Vec<u32> = (0..40_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) % 256).collect();
     let corpus = Corpus::new(tokens, 256)?;
+    let cores = std::env::var(CORES).ok().and_then(|cores| cores.parse().ok()).unwrap_or(1);
+    let idle_cores = world.size() <= cores;
     for (name, sharing) in SHARING {
         let config =
             LmConfig::small().width(96).heads(3).kv_heads(3).hidden(384).context(64).depth(8).vocab(256);
         let model = Lm::new(&gpu, config.sharing(Sharing::named(sharing)?), &mut Rng::new(1));
-        let bytes = exchange(&world, &gpu, &model, &corpus, name)?;
-        let options =
-            TrainingOptions::default().batch(WINDOWS * world.size()).steps(24).every(24).validation(64);
-        let mut training = Training::new(&model, &corpus, options)?.ranks(world.clone())?;
-        let (mut last, mut times) = (Instant::now(), Vec::new());
-        training.run(None, &mut |progress| {
-            if let Progress::Step(report) = progress {
-                // The first ones compile kernels.
-                if report.step > 4 {
-                    times.push(1e3 * last.elapsed().as_secs_f64());
-                }
-                last = Instant::now();
+        let (bytes, exchange) = exchange(&world, &gpu, &model, &corpus, name)?;
+        let (mut alone, mut together) = (Vec::new(), Vec::new());
+        // In turn, so that both see the same machine.
+        for _ in 0..6 {
+            world.barrier();
+            if world.rank() == 0 && idle_cores {
+                alone.extend(times(&model, &corpus, Arc::new(Alone))?);
             }
-            Ok(())
-        })?;
+            world.barrier();
+            together.extend(times(&model, &corpus, world.clone())?);
+        }
+        if world.rank() > 0 {
+            continue;
+        }
+        let ms = median(together);
+        let alone = idle_cores.then(|| median(alone));
         let [stored, used] = model.counts();
         say(
             &world,
             json!({
-                "line": "step", "sharing": name, "ranks": world.size(), "windows_of_a_rank": WINDOWS, "ms": median(times), "bytes": bytes,
+                "line": "step", "sharing": name, "ranks": world.size(), "windows_of_a_rank": WINDOWS, "ms": ms, "bytes": bytes,
+                "alone_ms": alone, "of_alone_and_exchange": alone.map(|alone| ms / (alone + exchange)),
                 "stored": stored, "used": used, "adapter": gpu.adapter().name, "driver": gpu.adapter().driver,
             }),
         );
@@ -168,23 +175,40 @@ fn steps(world: Arc<World>) -> Result<()> {
     Ok(())
 }
 
-/// Times the exchange of a model's gradients, read back and written again. Returns their bytes.
-fn exchange(world: &World, gpu: &Gpu, model: &Lm, corpus: &Corpus, name: &str) -> Result<u64> {
+/// Milliseconds of steps.
+fn times(model: &Lm, corpus: &Corpus, ranks: Arc<dyn Ranks>) -> Result<Vec<f64>> {
+    let options = TrainingOptions::default().batch(WINDOWS * ranks.size()).steps(12).every(12).validation(64);
+    let mut training = Training::new(model, corpus, options)?.ranks(ranks)?;
+    let (mut last, mut times) = (Instant::now(), Vec::new());
+    training.run(None, &mut |progress| {
+        if let Progress::Step(report) = progress {
+            // The first ones compile kernels.
+            if report.step > 4 {
+                times.push(1e3 * last.elapsed().as_secs_f64());
+            }
+            last = Instant::now();
+        }
+        Ok(())
+    })?;
+    Ok(times)
+}
+
+/// Times the exchange of a model's gradients, read back and written again. Returns their bytes, and milliseconds.
+fn exchange(world: &World, gpu: &Gpu, model: &Lm, corpus: &Corpus, name: &str) -> Result<(u64, f64)> {
     let group = Group::new(model.parameters().trainable());
     let _arenas = AdamW::new(gpu, vec![group], AdamWConfig::default())?;
     let part = corpus.batch(gpu, [1, 64], (1, 0..1), 0, &mut Rng::new(1)).swap_remove(0);
     let mut grads = model.loss(&part.tokens, &part.targets).backward()?;
     let bytes = grads.bytes();
-    if world.size() > 1 {
-        let ms = timed(world, 31, || grads.all_reduce(world).expect("gradients of the same leaves"));
-        let mut numbers = vec![1.0; bytes as usize / 4];
-        let sum = timed(world, 31, || world.sum(&mut numbers).expect("a sum"));
-        say(
-            world,
-            json!({
-                "line": "exchange", "sharing": name, "ranks": world.size(), "bytes": bytes, "ms": ms, "sum_ms": sum,
-            }),
-        );
+    if world.size() == 1 {
+        return Ok((bytes, 0.0));
     }
-    Ok(bytes)
+    let ms = timed(world, 31, || grads.all_reduce(world).expect("gradients of the same leaves"));
+    let mut numbers = vec![1.0; bytes as usize / 4];
+    let sum = timed(world, 31, || world.sum(&mut numbers).expect("a sum"));
+    let line = json!({
+        "line": "exchange", "sharing": name, "ranks": world.size(), "bytes": bytes, "ms": ms, "sum_ms": sum,
+    });
+    say(world, line);
+    Ok((bytes, ms))
 }

@@ -179,6 +179,47 @@ fn a_rank_that_dies_leaves_a_whole_checkpoint() {
     assert!(errors(&other)[0].contains("`train.steps` is '100000' there and '30' here"), "{}", said(&other));
 }
 
+/// Writes a program of the shell into the folder that stands before all others in the script's path.
+fn shim(place: &Place, name: &str, text: &str) {
+    let path = place.path("bin").join(name);
+    std::fs::create_dir_all(place.path("bin")).unwrap();
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// `mpirun` stands for Slurm's `srun`, and `scontrol` writes down what it is asked.
+#[test]
+fn the_script_for_slurm_goes_on_after_its_time_limit() {
+    let place = Place::new();
+    let asked = place.path("asked");
+    shim(&place, "srun", "while [ \"${1#--}\" != \"$1\" ]; do shift; done; exec mpirun -n 2 \"$@\"");
+    shim(&place, "scontrol", &format!("echo \"$@\" >>'{}'", asked.display()));
+    // The ranks have a name by which they are found.
+    let alias = place.path("tiebeam-slurm");
+    std::fs::copy(program(), &alias).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/cluster/train.sbatch");
+    let path = format!("{}:{}", place.path("bin").display(), std::env::var("PATH").unwrap());
+    let job = || {
+        let mut job = Command::new("sh");
+        job.envs(mpirun().get_envs().map(|(name, value)| (name, value.unwrap())));
+        job.envs([("PATH", &*path), ("SLURM_JOB_ID", "42")]).env("TIEBEAM_MPI", &alias).arg(&script);
+        job.args(["lm.toml", "text.txt", "out"].map(|name| place.path(name)));
+        job.args(["--batch", "8", "--steps", "1500", "--every", "10"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        job.spawn().unwrap()
+    };
+    let first = job();
+    wait_for(&place.path("out").join("checkpoint.safetensors"));
+    assert!(Command::new("pkill").args(["-TERM", "-x", "tiebeam-slurm"]).status().unwrap().success());
+    let first = first.wait_with_output().unwrap();
+    assert_eq!(first.status.code(), Some(130), "{}", said(&first));
+    assert_eq!(std::fs::read_to_string(&asked).unwrap(), "requeue 42\n");
+    let second = job().wait_with_output().unwrap();
+    assert!(second.status.success() && said(&second).contains("goes on after step "), "{}", said(&second));
+    assert_eq!(std::fs::read_to_string(&asked).unwrap(), "requeue 42\n", "only once");
+}
+
 #[test]
 fn mistakes_are_said_once() {
     let place = Place::new();
