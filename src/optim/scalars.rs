@@ -2,12 +2,11 @@
 
 use super::events::{Log, Watch};
 use super::perturb::{Directions, Move};
-use super::{Group, Optimizer, StateTensor, StepInfo};
+use super::{Group, StateTensor};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::setters::setters;
 use crate::shape::Shape;
-use crate::tape::Grads;
 use std::fmt;
 use std::str::FromStr;
 
@@ -244,47 +243,42 @@ impl Scalars {
             (*exponent, self.small) = (*exponent - 1, 0);
         }
     }
-}
 
-impl Optimizer for Scalars {
-    fn name(&self) -> &'static str {
+    /// The name in messages.
+    pub fn name(&self) -> &'static str {
         OP
     }
 
-    /// # Errors
-    /// Always: this optimizer takes no gradients.
-    fn step(&mut self, _: &Grads, _: f32) -> Result<StepInfo> {
-        Err(Error::config("scalars: this optimizer takes no gradients; a Trainer takes its steps"))
-    }
-
-    fn lr(&self) -> f32 {
+    /// The rate by which scalars are multiplied.
+    pub fn lr(&self) -> f32 {
         self.config.lr
     }
 
-    /// The copy of the parameters is no state: it is the parameters between steps.
-    fn state_bytes(&self) -> usize {
-        0
-    }
-
-    fn steps(&self) -> u64 {
+    /// Number of steps.
+    pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    fn skipped(&self) -> Result<u64> {
-        Ok(0)
-    }
-
-    fn watch(&self) -> Result<Watch> {
+    /// Nothing happens in these steps that is to be told.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn watch(&self) -> Result<Watch> {
         self.log.watch(&self.gpu)
     }
 
-    fn state_dict(&self) -> Result<Vec<StateTensor>> {
+    /// The state to save: the exponent of bytes, and for how many steps they have been small.
+    pub fn state_dict(&self) -> Vec<StateTensor> {
         let scalar = |name: &str, value: f32| (name.to_string(), Shape::new(&[]), vec![value]);
         let exponent = self.exponent.map(|k| scalar(EXPONENT, k as f32));
-        Ok(exponent.into_iter().chain([scalar(SMALL, self.small as f32)]).collect())
+        exponent.into_iter().chain([scalar(SMALL, self.small as f32)]).collect()
     }
 
-    fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
+    /// Restores what [`Scalars::state_dict`] and [`Scalars::steps`] returned.
+    ///
+    /// # Errors
+    /// When a tensor is missing or another optimizer's. The message names it, and nothing changes.
+    pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
         let mut found = [None, None];
         for (name, _, data) in state {
             match (name.as_str(), &data[..]) {
@@ -298,17 +292,11 @@ impl Optimizer for Scalars {
         Ok(())
     }
 
-    fn scalars(&mut self) -> Option<&mut Scalars> {
-        Some(self)
-    }
-
-    fn loaded(&mut self) -> Result<()> {
+    /// Takes parameters as they are now, after they were set from outside, as by a checkpoint.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn loaded(&mut self) -> Result<()> {
         self.directions.restart()
-    }
-}
-
-impl From<Scalars> for Box<dyn Optimizer> {
-    fn from(scalars: Scalars) -> Self {
-        Box::new(scalars)
     }
 }

@@ -1,17 +1,17 @@
-//! The optimizer that all rules share, and the trait by which a program takes any of them.
+//! The optimizer that all rules share.
 
 use super::arena::Arenas;
 use super::events::Watch;
 use super::group::Group;
 use super::rule::{Plan, Rule, at_least_zero};
-use super::{Scalars, StateTensor, StepInfo};
+use super::{StateTensor, StepInfo};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::tape::Grads;
 
 /// An optimizer whose step is the rule of its settings: [`Sgd`](super::Sgd), [`Adam`](super::Adam),
 /// [`AdamW`](super::AdamW), [`RmsProp`](super::RmsProp) and [`Lion`](super::Lion), where the formulas are. A program that
-/// takes any of them takes a `&mut dyn` [`Optimizer`].
+/// takes any of them takes a `&mut dyn` [`Optimizer`](super::Optimizer).
 ///
 /// ```
 /// # use tiebeam::{Gpu, Tensor};
@@ -126,104 +126,5 @@ impl<R: Rule> Stepper<R> {
     /// When a tensor is missing, superfluous or of another shape. The message names it, and nothing changes.
     pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
         self.arenas.load_state(steps, state)
-    }
-}
-
-/// Any optimizer, for programs that choose one at run time. Each optimizer has the same methods without this trait.
-///
-/// ```
-/// # use tiebeam::{Gpu, Tensor, optim::{Group, Lion, LionConfig, Optimizer, Sgd, SgdConfig}};
-/// # let gpu = Gpu::open()?;
-/// # let (fast, w) = (true, Tensor::ones(&gpu, [2]).requires_grad());
-/// let groups = vec![Group::new([("w", &w)])];
-/// let mut optimizer: Box<dyn Optimizer> = match fast {
-///     true => Box::new(Lion::new(&gpu, groups, LionConfig::default())?),
-///     false => Box::new(Sgd::new(&gpu, groups, SgdConfig::default())?),
-/// };
-/// optimizer.step(&w.sum_all().backward()?, 0.5)?;
-/// assert_eq!((optimizer.name(), w.to_vec::<f32>()?), ("lion", vec![0.5, 0.5]));
-/// # Ok::<(), tiebeam::Error>(())
-/// ```
-pub trait Optimizer: Send + Sync {
-    /// The name in messages: see [`Stepper::name`].
-    fn name(&self) -> &'static str;
-    /// One step: see [`Stepper::step`].
-    ///
-    /// # Errors
-    /// As [`Stepper::step`].
-    fn step(&mut self, grads: &Grads, lr: f32) -> Result<StepInfo>;
-    /// The base learning rate: see [`Stepper::lr`].
-    fn lr(&self) -> f32;
-    /// Bytes of the state: see [`Stepper::state_bytes`].
-    fn state_bytes(&self) -> usize;
-    /// Number of steps: see [`Stepper::steps`].
-    fn steps(&self) -> u64;
-    /// Number of steps that changed nothing: see [`Stepper::skipped`].
-    ///
-    /// # Errors
-    /// When the device has failed.
-    fn skipped(&self) -> Result<u64>;
-    /// What happened in the steps: see [`Stepper::watch`].
-    ///
-    /// # Errors
-    /// When the device has failed.
-    fn watch(&self) -> Result<Watch>;
-    /// The state to save: see [`Stepper::state_dict`].
-    ///
-    /// # Errors
-    /// When the device has failed.
-    fn state_dict(&self) -> Result<Vec<StateTensor>>;
-    /// Restores a saved state: see [`Stepper::load_state`].
-    ///
-    /// # Errors
-    /// As [`Stepper::load_state`].
-    fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()>;
-    /// Itself, if it is one that evaluates losses and takes no gradients.
-    fn scalars(&mut self) -> Option<&mut Scalars> {
-        None
-    }
-    /// Called when the parameters have been set from outside, as by a checkpoint.
-    ///
-    /// # Errors
-    /// When the device has failed.
-    fn loaded(&mut self) -> Result<()> {
-        Ok(())
-    }
-}
-
-impl<R: Rule> Optimizer for Stepper<R> {
-    fn name(&self) -> &'static str {
-        self.name()
-    }
-    #[track_caller]
-    fn step(&mut self, grads: &Grads, lr: f32) -> Result<StepInfo> {
-        self.step(grads, lr)
-    }
-    fn lr(&self) -> f32 {
-        self.lr()
-    }
-    fn state_bytes(&self) -> usize {
-        self.state_bytes()
-    }
-    fn steps(&self) -> u64 {
-        self.steps()
-    }
-    fn skipped(&self) -> Result<u64> {
-        self.skipped()
-    }
-    fn watch(&self) -> Result<Watch> {
-        self.watch()
-    }
-    fn state_dict(&self) -> Result<Vec<StateTensor>> {
-        self.state_dict()
-    }
-    fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
-        self.load_state(steps, state)
-    }
-}
-
-impl<R: Rule> From<Stepper<R>> for Box<dyn Optimizer> {
-    fn from(stepper: Stepper<R>) -> Self {
-        Box::new(stepper)
     }
 }
