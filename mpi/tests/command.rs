@@ -5,7 +5,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use support::{errors, mpirun, on, patient, said};
+use support::{errors, is_open_mpi, mpirun, on, patient, said};
 use tempfile::TempDir;
 use tiebeam::geometry::xyz::{Frame, Writer};
 use tiebeam::geometry::{Grid, PonitaConfig, Potential};
@@ -169,7 +169,10 @@ fn a_rank_that_dies_leaves_a_whole_checkpoint() {
     assert!(Command::new("pkill").args(["-KILL", "-x", "tiebeam-rank-1"]).status().unwrap().success());
     let output = job.wait_with_output().unwrap();
     assert!(!output.status.success());
-    assert!(said(&output).contains("If a rank has died, no step ends, and "), "{}", said(&output));
+    // MPICH kills the others at once.
+    if is_open_mpi() {
+        assert!(said(&output).contains("If a rank has died, no step ends, and "), "{}", said(&output));
+    }
     let file = File::open(&checkpoint).unwrap();
     assert!(file.metadata().contains_key("tiebeam.step"), "{:?}", file.metadata());
     // It is gone on from.
@@ -204,7 +207,7 @@ fn the_script_for_slurm_goes_on_after_its_time_limit() {
         job.envs(mpirun().get_envs().map(|(name, value)| (name, value.unwrap())));
         job.envs([("PATH", &*path), ("SLURM_JOB_ID", "42")]).env("TIEBEAM_MPI", &alias).arg(&script);
         job.args(["lm.toml", "text.txt", "out"].map(|name| place.path(name)));
-        job.args(["--batch", "8", "--steps", "1500", "--every", "10"])
+        job.args(["--batch", "8", "--steps", "700", "--every", "10"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         job.spawn().unwrap()
@@ -506,11 +509,14 @@ fn predictions_have_the_bytes_of_one_rank() {
     let place = Place::new();
     let frames = clusters(70);
     potential(&frames[..2], &place.path("model.safetensors"));
-    let mut bytes = Vec::new();
-    let mut writer = Writer::new(&mut bytes, "in.xyz");
-    frames.iter().try_for_each(|frame| writer.write(frame)).unwrap();
-    let text = String::from_utf8(bytes).unwrap();
-    std::fs::write(place.path("in.xyz"), &text).unwrap();
+    let write = |name: &str, frames: &[Frame]| {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes, name);
+        frames.iter().try_for_each(|frame| writer.write(frame)).unwrap();
+        std::fs::write(place.path(name), &bytes).unwrap();
+        String::from_utf8(bytes).unwrap()
+    };
+    let text = write("in.xyz", &frames);
     let predict = |ranks: usize, input: &str, out: &str| {
         let words = ["predict", &place.text("model.safetensors"), &place.text(input), &place.text(out)]
             .map(String::from);
@@ -526,7 +532,9 @@ fn predictions_have_the_bytes_of_one_rank() {
             && read("one.xyz") == read("two.xyz")
             && read("one.xyz") == read("four.xyz")
     );
-    // Rank 0's stdin is everyone's.
+    // Rank 0's stdin is everyone's. MPICH's mpirun gives up on more than a pipe holds.
+    write("few.xyz", &frames[..2]);
+    assert!(predict(1, "few.xyz", "few-out.xyz").status.success());
     let mut job = mpirun();
     job.args(["-n", "3"]).arg(program()).args([
         "predict",
@@ -534,8 +542,8 @@ fn predictions_have_the_bytes_of_one_rank() {
         "-",
         &place.text("piped.xyz"),
     ]);
-    let output = job.stdin(std::fs::File::open(place.path("in.xyz")).unwrap()).output().unwrap();
-    assert!(output.status.success() && read("piped.xyz") == read("one.xyz"), "{}", said(&output));
+    let output = job.stdin(std::fs::File::open(place.path("few.xyz")).unwrap()).output().unwrap();
+    assert!(output.status.success() && read("piped.xyz") == read("few-out.xyz"), "{}", said(&output));
     // A frame that cannot be predicted, in a batch of rank 1.
     let mut text = text;
     let at = text.match_indices("\nCu ").nth(42 * 40).unwrap().0 + 1;

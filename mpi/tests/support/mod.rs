@@ -17,6 +17,13 @@ pub fn mpirun() -> Command {
     command
 }
 
+/// Whether `mpirun` is Open MPI's.
+pub fn is_open_mpi() -> bool {
+    let output =
+        Command::new("mpirun").arg("--version").output().expect("mpirun starts; `make mpi` installs it");
+    String::from_utf8_lossy(&output.stdout).contains("Open MPI")
+}
+
 /// `mpirun` that leaves ranks so many seconds to end by themselves. Open MPI waits as long before it tells them to end. The default is
 /// one second.
 pub fn patient(seconds: u32) -> Command {
