@@ -2,7 +2,7 @@
 import json, re, subprocess
 from pathlib import Path
 
-SUBCOMMANDS = {"add", "bench", "build", "check", "clippy", "deny", "doc", "fetch", "fmt", "install", "metadata", 
+SUBCOMMANDS = {"add", "bench", "build", "check", "clean", "clippy", "deny", "doc", "fetch", "fmt", "install", "metadata", 
                "package", "publish", "run", "rustc", "semver-checks", "test", "tree", "update"}
 FLAGS = {"--release", "--locked", "--offline", "--frozen", "--all-features", "--no-default-features", "--workspace",
          "--all-targets", "--lib", "--bins", "--examples", "--tests", "--benches", "--no-run", "--no-deps", "--doc", "--open", "--dry-run", 
@@ -30,6 +30,8 @@ class Workspace:
             metadata = json.loads(subprocess.run(command, cwd=repository.root, stdout=subprocess.PIPE, check=True).stdout)
         self.built = Path(metadata["target_directory"]) / "release"
         self.packages = {package["name"]: package for package in metadata["packages"]}
+        default = metadata.get("workspace_default_members", [])
+        self.default = [p["name"] for p in metadata["packages"] if p.get("id") in default] or list(self.packages)
         manifests = [repository.read(name) for name in repository.files if name.split("/")[-1] == "Cargo.toml"]
         own = r'\[\[(?:test|bench)\]\]\nname = "(\w+)"(?:\n(?!\[).*)*?\nharness = false'
         self.own_harness = {name for text in manifests for name in re.findall(own, text)}
@@ -43,6 +45,8 @@ class Workspace:
         command, rest = (words + [""])[0], words[1:]
         if command not in SUBCOMMANDS:
             raise Fault(f"cargo has no '{command}', or this check does not know it")
+        if command == "clean":
+            return None  # of any package that others depend on
         after = rest.index("--") if "--" in rest else len(rest)
         rest, arguments = rest[:after], rest[after + 1 :]
         given, free = options(rest)
@@ -66,7 +70,8 @@ class Workspace:
         elif free and command != "run":
             raise Fault(f"cargo {command} takes no '{free[0]}'")
         if command == "run":
-            return self.program(chosen, packages) + (free + arguments,)
+            named = any(option == "package" for option, _ in given)
+            return self.program(chosen, packages if named else self.default) + (free + arguments,)
         return None
 
     def features(self, given, packages):
@@ -135,7 +140,7 @@ class Workspace:
 
     def sources(self, kind, target):
         folders = {"test": "tests/", "bench": "benches/", "lib": "src/", "example": "examples/"}
-        places = [p + folders[kind] for p in ("", "cli/")] if kind in folders else ["cli/src/"]
+        places = [p + folders[kind] for p in ("", "cli/", "mpi/")] if kind in folders else ["cli/src/"]
         wanted = [place + target for place in places]
         return [f for f in self.repository.files if f.endswith(".rs") and any(
             f == w + ".rs" or f.startswith(w.rstrip("/") + "/") for w in wanted)]
@@ -144,7 +149,7 @@ class Workspace:
         """Names of tests with their modules; where the tests name themselves, words of which names are made."""
         files = self.sources(kind, target)
         for file in files:
-            inside = re.sub(r"^(?:cli/)?\w+/", "", file[:-3])
+            inside = re.sub(r"^(?:cli/|mpi/)?\w+/", "", file[:-3])
             modules = [part for part in inside.split("/") if part not in ("main", "mod", target)]
             text = self.repository.read(file)
             inner = [""] + [m + "::" for m in re.findall(r"^\s*mod (\w+) \{", text, re.M)]

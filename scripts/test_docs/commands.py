@@ -9,6 +9,8 @@ KNOWN = set("[ : . apt-get awk brew c++ cat cc cd clang cmp cp curl cut diff dnf
             "source sudo tail tar tee test time touch true uname uniq unset vulkaninfo wc xargs zcat".split())
 # The commands that blocks do not run: they build or take long.
 NOT_RUN = {"cargo", "make", "pip", "pip3"}
+# The subcommands of tiebeam-mpi, whose arguments are those of tiebeam. It needs not be built: it needs MPI.
+ON_RANKS = {"merge", "predict", "train", "zoo"}
 INLINE = re.compile(r"(?:[A-Z]\w*=\S+ )*(?:cargo|make|tiebeam|scripts/[\w./-]+)(?: |$)")
 PLACEHOLDER = re.compile(r"(?:^|[ =\[<])[A-Z][A-Z_]*(?:$|[ \]>])|\.\.\.|…|[<\[]")
 
@@ -58,6 +60,12 @@ class Commands:
             self.make(rest)
         elif first == "tiebeam":
             self.accepts("bin", "tiebeam", rest, inline)
+        elif first == "mpirun":
+            self.one(started(rest), inline)
+        elif first.split("/")[-1] == "tiebeam-mpi":
+            if rest and rest[0] not in ON_RANKS | {"help"}:
+                raise Fault(f"tiebeam-mpi has no '{rest[0]}'")
+            self.accepts("bin", "tiebeam", rest, inline)
         elif first in ("sudo", "env", "time", "xargs", "exec") and rest:
             self.one([w for w in rest if "=" not in w], inline)
         elif first in ("sh", "python3", "python") and rest and rest[0].startswith("scripts/"):
@@ -101,3 +109,12 @@ class Commands:
         # In a sentence, an option may be named without its value.
         if status != 0 and not (inline and "a value is required" in said):
             raise Fault(said.split("\n\n")[0].replace("\n", "\n    "))
+
+
+def started(words):
+    """What mpirun starts, by the words after it."""
+    while words and words[0].startswith("-"):
+        words = words[2 if words[0] in ("-n", "-np", "--bind-to", "--hostfile") else 1 :]
+    if not words:
+        raise Fault("mpirun needs a program")
+    return words

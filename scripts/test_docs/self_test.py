@@ -25,7 +25,8 @@ SHELL = [("make demo OTHER=1", "no variable OTHER"), ("cargo jump", "has no 'jum
          ("cargo install --path none", "there is no none"), ("cargo test --test ops -- none::", "no test or row"),
          ("cargo run --example charlm -- --none", "no --none"), ("tiebeam adapters --none | cat", "no --none"),
          ('echo "$(tiebeam none)"', "no none"), ("scripts/none", "no scripts/none"), ("scripts/plain", "cannot be executed"),
-         ("cat <docs/a.md && cat src/none.rs", "there is no src/none.rs"), ("nothing 1", "is no command")]
+         ("cat <docs/a.md && cat src/none.rs", "there is no src/none.rs"), ("nothing 1", "is no command"),
+         ("mpirun -n 2 tiebeam-mpi adapters", "has no 'adapters'"), ("mpirun -n 2 sh && mpirun -n 2", "needs a program"), ("mpirun -n 2 nothing", "is no command")]
 GOOD = ("[x](docs/a.md#cats--dogs) [y](docs/a.md#same-1) [z]( https://x.y ) `a[0](b)` `docs/*.md` `docs/NAME.md` [s](src/lib.rs#L1)\n"
         "```sh\nmake demo PREFIX=1\nX=1 tiebeam adapters --out \"$(cat /dev/null)/x\" >/dev/null # '\ncat <<'END' | grep -q not\n"
         "not ' a $(word\nEND\ncargo test --test ops \\\n  exact\ncargo run --example charlm -- --out 3\nfor x in 1; do echo $x; done\n```\n"
