@@ -95,7 +95,8 @@ impl Grads {
         self.in_order().iter().map(|gradient| 4 * gradient.count() as u64).sum()
     }
 
-    /// The number of leaves and of elements, and a hash of the shapes, by which ranks see whether they have the same gradients: 32 bytes.
+    /// The number of leaves and of elements, and a hash of the shapes and of the pieces that are summed, by which ranks see whether they
+    /// have the same gradients in the same pieces: 32 bytes. Adapters with other limits have other arenas.
     pub(crate) fn signature(&self) -> Vec<u8> {
         let mut hasher = XxHash3_128::new();
         let all = self.in_order();
@@ -104,6 +105,9 @@ impl Grads {
             .flat_map(|gradient| [gradient.rank()].into_iter().chain(gradient.shape().iter().copied()))
         {
             hasher.write(&(size as u64).to_le_bytes());
+        }
+        for part in self.parts() {
+            hasher.write(&part.bytes.to_le_bytes());
         }
         let counts = [all.len() as u64, self.bytes() / 4].map(u64::to_le_bytes);
         [&counts.concat()[..], &hasher.finish_128().to_le_bytes()].concat()
@@ -247,6 +251,12 @@ pub(crate) fn same_leaves(all: &[Vec<u8>]) -> Result<()> {
         None => Ok(()),
         Some(rank) => {
             let ([here, numbers], [first, others]) = (count(&all[rank]), count(&all[0]));
+            if [here, numbers] == [first, others] {
+                return Err(Error::config(format!(
+                    "rank {rank} has gradients of other shapes than rank 0, or an adapter with other limits, on which they lie in other \
+                     pieces: give all ranks the same model, and adapters of one kind"
+                )));
+            }
             Err(Error::config(format!(
                 "rank {rank} has gradients of {here} leaves with {numbers} numbers, and rank 0 of {first} with {others}: in each step, all \
                  ranks must use the same parameters; add 0 times a parameter that only some ranks use"

@@ -69,13 +69,28 @@ impl Trainer {
 
     /// Takes a step: losses at both ends of each direction, what the ranks tell each other, and the way that all of them go. `evaluate`
     /// gives the loss of this step's batch wherever the parameters are, and is called with the same generator each time. The loss that
-    /// is returned is this rank's.
+    /// is returned is this rank's. After a failure the parameters are those before the step.
     pub(super) fn scalar_step(
         &mut self,
         lr: f32,
+        evaluate: impl FnMut(&Trainer, &mut Rng) -> Result<Numbers>,
+    ) -> Result<Seen> {
+        let place = (self.ranks.rank(), self.ranks.size());
+        let stepped = self.told_step(place, lr, evaluate);
+        if stepped.is_err() {
+            // The first error is the one to tell. A device that has failed moves nothing.
+            let _ = self.scalars()?.go(place, None);
+        }
+        stepped
+    }
+
+    fn told_step(
+        &mut self,
+        place: (usize, usize),
+        lr: f32,
         mut evaluate: impl FnMut(&Trainer, &mut Rng) -> Result<Numbers>,
     ) -> Result<Seen> {
-        let (ranks, place) = (self.ranks.clone(), (self.ranks.rank(), self.ranks.size()));
+        let ranks = self.ranks.clone();
         let own = self.slopes(place, &mut evaluate);
         let stop = self.stop.load(Ordering::SeqCst);
         let (message, result) = match own {
@@ -119,15 +134,10 @@ impl Trainer {
         let (slopes, numbers) = found?;
         match slopes.iter().all(|slope| slope.is_finite()) {
             true => Ok((slopes, numbers)),
-            false => {
-                // The last good parameters stay.
-                self.scalars()?.go(place, None)?;
-                Err(Error::config(format!(
-                    "train: the loss of step {} is not finite; begin again with a smaller learning rate, or go on from a checkpoint before \
-                     it",
-                    self.step() + 1
-                )))
-            }
+            false => Err(Error::config(format!(
+                "train: the loss of step {} is not finite; begin again with a smaller learning rate, or go on from a checkpoint before it",
+                self.step() + 1
+            ))),
         }
     }
 
