@@ -459,8 +459,8 @@ fn catch(stop: Arc<AtomicBool>, said: Option<String>) -> Result<Arc<AtomicBool>>
 pub fn on_interrupt_of(context: &Context, checkpoint: &Path) -> Result<Arc<AtomicBool>> {
     let said = (context.ranks.size() > 1 && context.is_first()).then(|| {
         format!(
-            "told to end: the present step is done and {path} written. If a rank has died, no step ends, and {path} is as whole as at the \
-             last point; the same command with --resume goes on from it\n",
+            "told to end: first the present step is done and {path} written. If a rank has died, or MPI does not wait so long, {path} is as \
+             it was at the last point; the same command with --resume goes on from it\n",
             path = checkpoint.display()
         )
     });

@@ -101,6 +101,9 @@ const HOST: f64 = 1.0 / 20e9;
 /// Seconds of a card for its part of a batch.
 const COMPUTE: f64 = 0.25;
 
+/// Seconds of a card for a direction of one parameter: 75 operations of integers, at 30 T a second.
+const DIRECTION: f64 = 75.0 / 30e12;
+
 /// How much of the time is computing, for a model of 24 blocks of 12.6M numbers with 51.5M beside them.
 fn cluster(picture: &Path) -> Result<()> {
     let (block, rest) = (12.6e6, 51.5e6);
@@ -120,9 +123,13 @@ fn cluster(picture: &Path) -> Result<()> {
         println!("{name}: {} % computing on 2, 16, 128, 1024 ranks", shares.join(", "));
     }
     let mut all: Vec<Line> = kinds.map(line).into();
-    let byte = 100.0 * COMPUTE / (COMPUTE + 2.0 * 1023.0 * CLUSTER.a);
-    println!("one byte: {byte:.1} % on 1024 ranks");
-    all.push(Line::level("one byte (scalars:8), 1 B", byte, [0.0, 10.0]));
+    let byte = |n: f64| {
+        let directions = n * (24.0 * block + rest) * DIRECTION;
+        100.0 * COMPUTE / (COMPUTE + 2.0 * (n - 1.0) * CLUSTER.a + directions)
+    };
+    let shares = [2.0, 16.0, 128.0, 1024.0].map(|n| format!("{:.0}", byte(n)));
+    println!("one byte: {} % computing on 2, 16, 128, 1024 ranks", shares.join(", "));
+    all.push(Line::new("untied, by one byte a step", ranks.iter().map(|&n| (n.log2(), byte(n))).collect()));
     let title =
         "Model: 0.25 s of computing a step on each rank, 2 us and 12.5 GB/s a message, 20 GB/s to the card";
     let frame =

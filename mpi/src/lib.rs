@@ -80,8 +80,8 @@ impl World {
     /// Joins the job. A process that `mpirun` has not started is one rank by itself.
     ///
     /// # Errors
-    /// [`Error::Config`] when a world was made before, or when the MPI library does not let threads take turns in calling it
-    /// (`MPI_THREAD_SERIALIZED`).
+    /// [`Error::Config`] when a world was made before, when the MPI library does not let threads take turns in calling it
+    /// (`MPI_THREAD_SERIALIZED`), or when it sees one rank where another MPI's `mpirun`, or Slurm, has started several.
     pub fn init() -> Result<Arc<World>> {
         let (universe, threading) =
             mpi::initialize_with_threading(Threading::Serialized).ok_or_else(|| {
@@ -95,6 +95,13 @@ impl World {
         }
         let comm = universe.world();
         let (rank, size) = (comm.rank() as usize, comm.size() as usize);
+        if let Some(started) = started().filter(|&started| size == 1 && started > 1) {
+            return Err(Error::config(format!(
+                "MPI: this process was started as one of {started}, and the MPI library takes it for the only one: mpirun or srun is of \
+                 another MPI than this program. `mpirun --version` and `ldd` of the program tell which; under Slurm, `srun --mpi=list` and \
+                 SLURM_MPI_TYPE"
+            )));
+        }
         let local = comm.split_shared(comm.rank()).rank() as usize;
         if size > 1 && AMONG_OTHERS.set(()).is_ok() {
             abort_on_panic(rank);
@@ -147,6 +154,12 @@ impl World {
         self.all_failed.store(false, Ordering::SeqCst);
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many processes mpirun has started, by what Open MPI and MPICH set, or else Slurm. Under mpirun, Slurm's number is of its daemons.
+fn started() -> Option<usize> {
+    let number = |name: &str| std::env::var(name).ok()?.parse().ok();
+    number("OMPI_COMM_WORLD_SIZE").or_else(|| number("PMI_SIZE")).or_else(|| number("SLURM_STEP_NUM_TASKS"))
 }
 
 /// After the message of a panic, ends all ranks: they would wait for this one for ever.

@@ -131,7 +131,7 @@ fn a_stopped_training_goes_on_with_the_same_bits_and_on_other_numbers_of_ranks()
     // Ctrl-C, and what a scheduler sends.
     signal("-TERM", &job.id().to_string());
     let output = job.wait_with_output().unwrap();
-    assert!(said(&output).contains("told to end: the present step is done and "), "{}", said(&output));
+    assert!(said(&output).contains("told to end: first the present step is done and "), "{}", said(&output));
     let told = errors(&output);
     assert!(told.len() == 1 && told[0].starts_with("stopped after step "), "{}", said(&output));
     let checkpoint = place.path("halves").join("checkpoint.safetensors");
@@ -171,7 +171,11 @@ fn a_rank_that_dies_leaves_a_whole_checkpoint() {
     assert!(!output.status.success());
     // MPICH kills the others at once.
     if is_open_mpi() {
-        assert!(said(&output).contains("If a rank has died, no step ends, and "), "{}", said(&output));
+        assert!(
+            said(&output).contains("If a rank has died, or MPI does not wait so long, "),
+            "{}",
+            said(&output)
+        );
     }
     let file = File::open(&checkpoint).unwrap();
     assert!(file.metadata().contains_key("tiebeam.step"), "{:?}", file.metadata());
@@ -281,6 +285,21 @@ fn a_program_without_mpirun_is_one_rank() {
         "{}",
         said(&output)
     );
+}
+
+/// As under an mpirun or a Slurm that does not fit the MPI of the program.
+#[test]
+fn processes_that_do_not_see_each_other_are_refused() {
+    let place = Place::new();
+    let output = Command::new(program())
+        .env("SLURM_STEP_NUM_TASKS", "8")
+        .args(place.train("out", &[]))
+        .output()
+        .unwrap();
+    let told = errors(&output);
+    assert!(!output.status.success() && told.len() == 1, "{}", said(&output));
+    assert!(told[0].starts_with("MPI: this process was started as one of 8, and "), "{told:?}");
+    assert!(!place.path("out").exists());
 }
 
 /// Rows of 12 numbers in three classes, which are near their centres.

@@ -87,13 +87,13 @@ pub struct How {
     /// Steps
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: u64,
-    /// Windows of a step
+    /// Windows of a step, or rows of --data; on several ranks, of all together
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch: u32,
     /// Cut a rank's windows of a step into so many parts, one after the other, whose gradients are added up: less memory
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub accumulate: u32,
-    /// Highest learning rate [default: 0.256 / width]
+    /// Highest learning rate [default: 0.256 / width; with --data 0.01; with scalars 50 / parameters, at most 0.1]
     #[arg(long)]
     pub lr: Option<f32>,
     /// Steps until it is reached [default: a tenth]
