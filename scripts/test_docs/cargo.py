@@ -59,7 +59,7 @@ class Workspace:
         for kind, name in chosen:
             self.target(kind, name, packages, given)
         for kind, name in given:
-            if kind == "path" and not re.fullmatch(r"[A-Z]+|/substituted.*", name) and not self.repository.has(name):
+            if kind == "path" and not re.fullmatch(r"[A-Z]+(/.*)?|/substituted.*", name) and not self.repository.has(name):
                 raise Fault(f"there is no {name}")
         if command in ("add", "install"):
             for name in free:
