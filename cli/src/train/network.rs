@@ -5,6 +5,7 @@ use crate::context::{Context, on_interrupt_of};
 use serde_json::json;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::path::PathBuf;
 use tiebeam::chart::{self, Frame, Line};
 use tiebeam::merge::Evaluation;
@@ -148,6 +149,13 @@ struct Point {
     accuracy: f64,
 }
 
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Point { step, loss, held_out, accuracy } = self;
+        write!(f, "step {step:6}  loss {loss:.4}, held out {held_out:.4}, accuracy {accuracy:.4}")
+    }
+}
+
 impl Point {
     fn line(&self) -> serde_json::Value {
         json!({"step": self.step, "loss": self.loss, "validation": self.held_out, "accuracy": self.accuracy})
@@ -155,13 +163,41 @@ impl Point {
 
     fn parse(line: &str) -> Option<Point> {
         let json: serde_json::Value = serde_json::from_str(line).ok()?;
-        let number = |name: &str| json[name].as_f64();
+        // JSON has no NaN and no infinity, and writes null.
+        let number = |name: &str| json[name].as_f64().unwrap_or(f64::NAN);
         Some(Point {
             step: json["step"].as_u64()?,
-            loss: number("loss")?,
-            held_out: number("validation")?,
-            accuracy: number("accuracy")?,
+            loss: number("loss"),
+            held_out: number("validation"),
+            accuracy: number("accuracy"),
         })
+    }
+}
+
+/// The losses since the last point: a run that is stopped between two goes on to the same curve.
+#[derive(Clone, Copy, Default)]
+struct Since {
+    sum: f64,
+    count: u64,
+}
+
+impl Since {
+    fn add(&mut self, loss: f32) {
+        self.sum += f64::from(loss);
+        self.count += 1;
+    }
+
+    fn mean(self) -> f64 {
+        self.sum / self.count as f64
+    }
+
+    fn text(self) -> String {
+        format!("{:?} {}", self.sum, self.count)
+    }
+
+    fn parse(text: &str) -> Option<Since> {
+        let (sum, count) = text.split_once(' ')?;
+        Some(Since { sum: sum.parse().ok()?, count: count.parse().ok()? })
     }
 }
 
@@ -197,6 +233,7 @@ struct Run<'a> {
     checkpoint: PathBuf,
     settings: BTreeMap<String, String>,
     curve: Vec<Point>,
+    since: Since,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
@@ -233,7 +270,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             ("train.seed", how.seed.to_string()),
         ];
         let settings = said.map(|(name, value)| (name.to_string(), value)).into();
-        let run = Run { args, context, gpu, rows, model, checkpoint, settings, curve: Vec::new() };
+        let (curve, since) = (Vec::new(), Since::default());
+        let run = Run { args, context, gpu, rows, model, checkpoint, settings, curve, since };
         Ok((run, optimizer))
     };
     let (mut run, optimizer) = context.all_done(prepare())?;
@@ -264,8 +302,9 @@ impl Run<'_> {
         if args.resume {
             let said =
                 trainer.load_if(&*checkpoint, model, |found| same_settings(checkpoint, found, settings))?;
-            let curve = said.get("train.curve").map_or("", String::as_str);
-            self.curve = curve.lines().filter_map(Point::parse).collect();
+            let word = |name: &str| said.get(name).map_or("", String::as_str);
+            self.curve = word("train.curve").lines().filter_map(Point::parse).collect();
+            self.since = Since::parse(word("train.since")).unwrap_or_default();
             context.note(format_args!("goes on after step {}", trainer.step()));
         } else {
             trainer.share_state(model)?;
@@ -282,22 +321,24 @@ impl Run<'_> {
         loop {
             let step = trainer.step();
             let due = step > 0 && (step == how.steps || step.is_multiple_of(how.every));
+            // A run that was stopped at a point has not measured it.
             if due && self.curve.last().is_none_or(|point| point.step < step) {
-                // A run that was stopped at a point has no losses since.
-                let point = self.measured(step, f64::NAN)?;
+                let point = self.measured(step)?;
+                bar.suspend(|| context.result(&point));
                 self.keep(trainer, point)?;
             }
             if step >= how.steps {
                 break;
             }
             let to = ((step / how.every + 1) * how.every).min(how.steps);
-            let (mut sum, mut count) = (0.0, 0);
+            let mut since = self.since;
             let done = self.steps(trainer, to, &mut |report| {
-                (sum, count) = (sum + f64::from(report.loss), count + 1);
+                since.add(report.loss);
                 bar.set_message(format!("loss {:.3}", report.loss));
                 bar.set_position(report.step);
                 Ok(())
             })?;
+            self.since = since;
             if !done {
                 self.save(trainer)?;
                 context.ranks.all_failed();
@@ -307,14 +348,6 @@ impl Run<'_> {
                     args.out.display()
                 )));
             }
-            let point = self.measured(to, sum / f64::from(count))?;
-            bar.suspend(|| {
-                context.result(format_args!(
-                    "step {:6}  loss {:.4}, held out {:.4}, accuracy {:.4}",
-                    point.step, point.loss, point.held_out, point.accuracy
-                ));
-            });
-            self.keep(trainer, point)?;
         }
         bar.finish_and_clear();
         Ok(())
@@ -349,15 +382,16 @@ impl Run<'_> {
         trainer.train_recorded(to, batch, loss, on)
     }
 
-    fn measured(&self, step: u64, loss: f64) -> Result<Point> {
+    fn measured(&self, step: u64) -> Result<Point> {
         let logits = no_grad(|| self.model.forward(&self.rows.held_out.inputs));
         let found = Evaluation::of(&logits, &self.rows.held_out.labels)?;
-        Ok(Point { step, loss, held_out: found.loss, accuracy: found.accuracy })
+        Ok(Point { step, loss: self.since.mean(), held_out: found.loss, accuracy: found.accuracy })
     }
 
     /// Keeps a point and writes the checkpoint.
     fn keep(&mut self, trainer: &mut Trainer, point: Point) -> Result<()> {
         self.curve.push(point);
+        self.since = Since::default();
         let mut line = point.line();
         line["line"] = "point".into();
         self.context.record(&line)?;
@@ -372,6 +406,7 @@ impl Run<'_> {
         let mut said = self.settings.clone();
         let curve: Vec<String> = self.curve.iter().map(|point| point.line().to_string()).collect();
         said.insert("train.curve".into(), curve.join("\n"));
+        said.insert("train.since".into(), self.since.text());
         trainer.save_with(&self.checkpoint, &self.model, &said)
     }
 

@@ -7,6 +7,7 @@ mod merge;
 #[path = "../../../tests/systems/merges.rs"]
 mod merges;
 mod models;
+mod network;
 mod predict;
 mod quantise;
 mod scores;
