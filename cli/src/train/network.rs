@@ -324,7 +324,7 @@ impl Run<'_> {
             // A run that was stopped at a point has not measured it.
             if due && self.curve.last().is_none_or(|point| point.step < step) {
                 let point = self.measured(step)?;
-                bar.suspend(|| context.result(&point));
+                bar.suspend(|| context.result(point));
                 self.keep(trainer, point)?;
             }
             if step >= how.steps {
