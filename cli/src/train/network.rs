@@ -256,6 +256,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         }
         let model = Mlp::new(&gpu, &sizes, how.seed);
         let (optimizer, lr) = optimizer(args, &gpu, &model)?;
+        let warmup = how.warmup.unwrap_or(how.steps.div_ceil(10)).clamp(1, how.steps);
         let said = [
             ("layers", format!("{sizes:?}")),
             ("train.data", rows.id.clone()),
@@ -264,6 +265,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             ("train.accumulate", how.accumulate.to_string()),
             ("train.steps", how.steps.to_string()),
             ("train.every", how.every.to_string()),
+            ("train.warmup", warmup.to_string()),
             ("train.lr", lr.to_string()),
             ("train.weight_decay", how.weight_decay.to_string()),
             ("train.exchange", how.exchange.to_string()),
@@ -272,13 +274,13 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let settings = said.map(|(name, value)| (name.to_string(), value)).into();
         let (curve, since) = (Vec::new(), Since::default());
         let run = Run { args, context, gpu, rows, model, checkpoint, settings, curve, since };
-        Ok((run, optimizer))
+        let schedule = Schedule::WarmupCosine { warmup, total: how.steps, floor: 0.1 };
+        Ok((run, optimizer, schedule))
     };
-    let (mut run, optimizer) = context.all_done(prepare())?;
+    let (mut run, optimizer, schedule) = context.all_done(prepare())?;
     context.agree(run.settings.clone())?;
-    let warmup = args.how.warmup.unwrap_or(args.how.steps.div_ceil(10)).clamp(1, args.how.steps);
     let mut trainer = Trainer::new(optimizer)
-        .schedule(Schedule::WarmupCosine { warmup, total: args.how.steps, floor: 0.1 })
+        .schedule(schedule)
         .rng(Rng::new(args.how.seed))
         .accumulate(args.how.accumulate as usize)
         .ranks(context.ranks.clone())
@@ -443,5 +445,21 @@ impl Run<'_> {
         }))?;
         context.note(format_args!("wrote {} and {}", kept.display(), out.join("loss.svg").display()));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_and_losses_are_read_back() {
+        let point = Point { step: 3, loss: 1.0 / 3.0, held_out: f64::NAN, accuracy: 0.5 };
+        let read = Point::parse(&point.line().to_string()).unwrap();
+        assert_eq!((read.step, read.loss, read.accuracy), (3, point.loss, 0.5));
+        assert!(read.held_out.is_nan() && Point::parse("{}").is_none());
+        let since = Since { sum: 0.1 + 0.2, count: 7 };
+        let read = Since::parse(&since.text()).unwrap();
+        assert_eq!((read.sum, read.count), (since.sum, since.count));
     }
 }

@@ -57,6 +57,8 @@ fn a_stopped_network_goes_on_with_the_same_bytes() {
         assert!(text(&stopped.stderr).contains("stopped after step "), "{stopped:?}");
         let again = run(&parts, &[]).output().unwrap();
         assert!(text(&again.stderr).contains("--resume goes on"), "{again:?}");
+        let other = run(&parts, &["--resume", "--warmup", "9"]).output().unwrap();
+        assert!(text(&other.stderr).contains("`train.warmup` is '280' there and '9' here"), "{other:?}");
         let resumed = run(&parts, &["--resume"]).output().unwrap();
         assert!(resumed.status.success(), "{}", text(&resumed.stderr));
         for name in ["model.safetensors", "curve.jsonl"] {
