@@ -138,50 +138,79 @@ pub fn agree(ranks: &dyn Ranks, said: &BTreeMap<String, String>) -> Result<()> {
             map.get(name).map_or("not said".to_string(), |value| format!("'{value}'"))
         };
         if let Some(name) = names.into_iter().find(|name| first.get(*name) != other.get(*name)) {
-            ranks.all_failed();
-            return Err(Error::config(format!(
+            let error = Error::config(format!(
                 "rank {rank} is of another run than rank 0: `{name}` is {} there and {} on rank 0; start all ranks with the same program, \
                  settings and files",
                 of(&other, name),
                 of(&first, name)
-            )));
+            ));
+            return known(ranks, Err(error));
         }
     }
     Ok(())
+}
+
+/// What the last byte of a message says of a rank's work.
+const DONE: u8 = 0;
+const STOPPED: u8 = 1;
+const FAILED: u8 = 2;
+
+/// A rank's result as a message, which [`unpacked`] takes apart.
+pub(crate) fn packed(own: Result<Vec<u8>>) -> Vec<u8> {
+    let (mut message, kind) = match own {
+        Ok(bytes) => (bytes, DONE),
+        Err(error) => {
+            let kind = if error.kind() == ErrorKind::Stopped { STOPPED } else { FAILED };
+            (error.to_string().into_bytes(), kind)
+        }
+    };
+    message.push(kind);
+    message
+}
+
+/// The result that a rank has told by [`packed`]. Its failure has its number, and is [`Error::Config`] or [`Error::Stopped`].
+pub(crate) fn unpacked(rank: usize, mut message: Vec<u8>) -> Result<Vec<u8>> {
+    let kind = message.pop();
+    if kind == Some(DONE) {
+        return Ok(message);
+    }
+    let said = format!("rank {rank}: {}", String::from_utf8_lossy(&message));
+    Err(if kind == Some(STOPPED) { Error::stopped(said) } else { Error::config(said) })
+}
+
+/// Marks a failure that every rank finds in the same exchange, so that whoever ends the processes says it once.
+pub(crate) fn known<T>(ranks: &dyn Ranks, found: Result<T>) -> Result<T> {
+    if found.is_err() {
+        ranks.all_failed();
+    }
+    found
 }
 
 /// Gives every rank's result to all: if one has failed, all fail. So no rank waits for another that has given up. `own` goes with a
 /// success, and comes back from every rank, in their order.
 ///
 /// # Errors
-/// This rank's own error, else that of the first rank that has one, with its number; and those of [`Ranks::gather`].
+/// This rank's own failure, else that of the first rank that has one, with its number, as [`Error::Config`]. If ranks were stopped and
+/// none has failed, [`Error::Stopped`]. So on all ranks it is the one or on all the other. Those of [`Ranks::gather`].
 pub fn together(ranks: &dyn Ranks, own: Result<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
-    const DONE: u8 = 0;
-    const STOPPED: u8 = 1;
-    const FAILED: u8 = 2;
     if ranks.size() == 1 {
         return own.map(|bytes| vec![bytes]);
     }
-    let (kind, mut message) = match &own {
-        Ok(bytes) => (DONE, bytes.clone()),
-        Err(error) if error.kind() == ErrorKind::Stopped => (STOPPED, error.to_string().into_bytes()),
-        Err(error) => (FAILED, error.to_string().into_bytes()),
-    };
-    message.push(kind);
-    let mut all = ranks.gather(&message)?;
-    if all.iter().any(|bytes| bytes.last() != Some(&DONE)) {
-        ranks.all_failed();
-    }
-    own?;
-    let kinds: Vec<u8> = all.iter_mut().map(|bytes| bytes.pop().unwrap_or(FAILED)).collect();
-    // A failure says more than a stop, which others may have made of it.
-    for wanted in [FAILED, STOPPED] {
-        if let Some(rank) = kinds.iter().position(|kind| *kind == wanted) {
-            let said = format!("rank {rank}: {}", String::from_utf8_lossy(&all[rank]));
-            return Err(if wanted == STOPPED { Error::stopped(said) } else { Error::config(said) });
+    let told = ranks.gather(&packed(own.clone()))?;
+    let (mut all, mut errors) = (Vec::new(), Vec::new());
+    errors.extend(own.err());
+    for (rank, message) in told.into_iter().enumerate() {
+        match unpacked(rank, message) {
+            Ok(bytes) => all.push(bytes),
+            Err(error) => errors.push(error),
         }
     }
-    Ok(all)
+    // A failure says more than a stop, which others may have made of it.
+    let failure = errors.iter().position(|error| error.kind() != ErrorKind::Stopped);
+    match errors.is_empty() {
+        true => Ok(all),
+        false => known(ranks, Err(errors.swap_remove(failure.unwrap_or(0)))),
+    }
 }
 
 /// [`together`] for a result that does not travel: this rank's own, if no rank has failed.
@@ -234,9 +263,10 @@ pub fn spread(ranks: &dyn Ranks, count: usize, work: impl FnMut(usize) -> Result
         words.get(i / size).map(|word| f64::from_le_bytes(*word))
     };
     let found: Option<Vec<f64>> = (0..count).map(of).collect();
-    found.ok_or_else(|| {
+    let found = found.ok_or_else(|| {
         Error::config("the ranks have done different amounts of work; start all with the same arguments")
-    })
+    });
+    known(ranks, found)
 }
 
 #[cfg(test)]

@@ -4,22 +4,24 @@
 //! merges with: see [`Trainer::ranks`](tiebeam::train::Trainer::ranks) and [`Training::ranks`](tiebeam::language::Training::ranks).
 //!
 //! ```no_run
-//! use std::sync::Arc;
+//! use std::process::ExitCode;
 //! use tiebeam::optim::{Group, Sgd, SgdConfig};
 //! use tiebeam::ranks::Ranks;
 //! use tiebeam::{Gpu, Options, Tensor};
-//! use tiebeam_mpi::World;
 //!
-//! let world = World::init()?;
-//! let adapter = Gpu::adapter_of(world.local(), &Options::default())?;
-//! let gpu = Gpu::open_with(Options::default().adapter(Some(adapter.index.to_string())))?;
-//! let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
-//! let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default())?;
-//! let mean = 1.0 / world.size() as f32;
-//! let mut grads = w.scale(world.rank() as f32).sum_all().scale(mean).backward()?;
-//! world.all_reduce(&mut grads)?; // the same bits on every rank
-//! sgd.step(&grads, 0.1)?;
-//! # Ok::<(), tiebeam::Error>(())
+//! fn main() -> ExitCode {
+//!     tiebeam_mpi::run(|world| {
+//!         let adapter = Gpu::adapter_of(world.local(), &Options::default())?;
+//!         let gpu = Gpu::open_with(Options::default().adapter(Some(adapter.index.to_string())))?;
+//!         let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+//!         let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default())?;
+//!         let mean = 1.0 / world.size() as f32;
+//!         let mut grads = w.scale(world.rank() as f32).sum_all().scale(mean).backward()?;
+//!         world.all_reduce(&mut grads)?; // the same bits on every rank
+//!         sgd.step(&grads, 0.1)?;
+//!         Ok(())
+//!     })
+//! }
 //! ```
 //!
 //! # Sums
@@ -30,8 +32,9 @@
 //!
 //! # Failure
 //!
-//! MPI ends all processes when one dies. A rank that panics, or returns an error that the others do not know of, says so and ends the job
-//! ([`World::abort`]). What fails in an exchange of the library fails on all ranks with one sentence.
+//! MPI ends all processes when one dies. One that only returns would wait in `MPI_Finalize` for the others, and they for it; so a program's
+//! `main` is [`run`], which ends the job when a rank returns an error that the others do not know of. A rank that panics ends it too. What
+//! fails in an exchange of the library fails on all ranks, and is said once.
 
 mod sum;
 
@@ -42,8 +45,11 @@ use mpi::point_to_point::{Destination, Source};
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, Root};
 use mpi::{Count, Threading};
+use std::io::Write;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tiebeam::error::ErrorKind;
 use tiebeam::ranks::Ranks;
 use tiebeam::{Error, Grads, Result};
 
@@ -52,7 +58,8 @@ const MOST: usize = 1 << 30;
 /// Bytes of a small message, which takes one exchange.
 const SMALL: usize = 256;
 
-/// This process among those of an MPI job. One is made in a process.
+/// This process among those of an MPI job. One is made in a process, and the last [`Arc`] of it is to be dropped on the thread that made it,
+/// since that ends MPI.
 pub struct World {
     inner: Mutex<Inner>,
     rank: usize,
@@ -75,6 +82,35 @@ unsafe impl Send for Inner {}
 
 /// Whether this process is a rank among others, for the hook of panics.
 static AMONG_OTHERS: OnceLock<()> = OnceLock::new();
+
+/// Runs a program on this rank of the job, and returns the exit status: the `main` of a program of many ranks.
+///
+/// When `work` fails, [`World::failed`] says so and, if the others do not know of it, ends the job.
+pub fn run(work: impl FnOnce(Arc<World>) -> Result<()>) -> ExitCode {
+    let world = match World::init() {
+        Ok(world) => world,
+        Err(error) => {
+            say(&format!("error: {error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match work(world.clone()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => world.failed(&error),
+    }
+}
+
+/// Writes to stderr. `eprint` would panic if it is closed.
+fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Ends the processes of all ranks. It waits for no lock, since another thread may be in an exchange that never ends.
+fn end_all(status: u8) -> ! {
+    // SAFETY: only called when MPI was initialised, and the call ends the process.
+    unsafe { mpi::ffi::MPI_Abort(mpi::ffi::RSMPI_COMM_WORLD, status.into()) };
+    std::process::exit(status.into())
+}
 
 impl World {
     /// Joins the job. A process that `mpirun` has not started is one rank by itself.
@@ -132,21 +168,27 @@ impl World {
         self.enter().comm.barrier();
     }
 
-    /// Ends the processes of all ranks with this exit status, unless they all know of the failure and end by themselves.
-    pub fn abort_unless_known(&self, status: u8) {
-        if self.size > 1 && !self.all_failed.load(Ordering::SeqCst) {
-            self.abort(status);
-        }
-    }
-
     /// Ends the processes of all ranks.
     pub fn abort(&self, status: u8) -> ! {
-        self.enter().comm.abort(status.into())
+        end_all(status)
     }
 
-    /// Whether every rank knows that one has failed.
-    pub fn is_known(&self) -> bool {
-        self.all_failed.load(Ordering::SeqCst)
+    /// Says an error, and returns the exit status of this process: 130 for [`Error::Stopped`], else 1. An error that all ranks know of is
+    /// said by rank 0 alone. One that only this rank knows of ends the processes of all.
+    pub fn failed(&self, error: &Error) -> ExitCode {
+        let status = if error.kind() == ErrorKind::Stopped { 130 } else { 1 };
+        let (is_known, text) = (self.all_failed.load(Ordering::SeqCst), error.to_string());
+        match self.rank {
+            0 if is_known || self.size == 1 => say(&format!("error: {text}\n")),
+            _ if is_known => {}
+            // What another rank has told has its number.
+            _ if text.starts_with("rank ") => say(&format!("error: {text}\n")),
+            rank => say(&format!("error: rank {rank}: {text}\n")),
+        }
+        if self.size > 1 && !is_known {
+            self.abort(status);
+        }
+        ExitCode::from(status)
     }
 
     fn enter(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -170,12 +212,8 @@ fn abort_on_panic(rank: usize) {
         shown(info);
         // A thread that a caller watches may panic without ending the program.
         if std::thread::current().id() == main {
-            let _ = std::io::Write::write_all(
-                &mut std::io::stderr(),
-                format!("error: rank {rank} panicked; all ranks end\n").as_bytes(),
-            );
-            // SAFETY: MPI was initialised before this hook was set, and the call ends the process.
-            unsafe { mpi::ffi::MPI_Abort(mpi::ffi::RSMPI_COMM_WORLD, 101) };
+            say(&format!("error: rank {rank} panicked; all ranks end\n"));
+            end_all(101);
         }
     }));
 }
@@ -278,10 +316,14 @@ impl Ranks for World {
     }
 
     fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.enter().gather(bytes, self.size)
+        // All ranks see the same lengths.
+        self.enter().gather(bytes, self.size).inspect_err(|_| self.all_failed())
     }
 
     fn gather_equal(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        if bytes.len() > MOST / self.size {
+            return Ok(self.gather(bytes)?.concat());
+        }
         let mut all = vec![0; bytes.len() * self.size];
         self.enter().comm.all_gather_into(bytes, &mut all[..]);
         Ok(all)

@@ -11,7 +11,7 @@ use crate::optim::{
     AdamW, AdamWConfig, Exchange, Group, LossScale, Optimizer, Scalars, ScalarsConfig, Schedule,
 };
 use crate::precision::{Precision, autocast};
-use crate::ranks::{Alone, Ranks, agree};
+use crate::ranks::{Alone, Ranks, agree, known};
 use crate::rng::Rng;
 use crate::setters::setters;
 use crate::tensor::Tensor;
@@ -346,7 +346,8 @@ impl<'a> Training<'a> {
         let model = Trained(self.model.parameters().trainable());
         let metadata =
             self.trainer.load_if(checkpoint, &model, |found| same_settings(checkpoint, found, &settings))?;
-        let curve = curve::parse(metadata.get("train.curve").map_or("", String::as_str))?;
+        let curve = curve::parse(metadata.get("train.curve").map_or("", String::as_str));
+        let curve = known(&*self.ranks, curve)?;
         self.open = metadata.get("train.open").and_then(|text| Open::parse(text)).unwrap_or_default();
         self.curve = curve;
         Ok(())

@@ -3,7 +3,7 @@
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, Part, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, Part, grid};
 use crate::gpu::recording;
 use crate::gpu::shader::Source;
 use crate::ops::elementwise::random::normal_table_on;
@@ -13,20 +13,28 @@ use std::collections::HashSet;
 use std::sync::LazyLock;
 
 const OP: &str = "perturb";
+/// Directions are at least 2^-28, and the lower part of a scalar at least 2^-15 of it.
+const SMALLEST: f32 = 1.0 / (1u64 << 32) as f32 / (1u64 << 32) as f32;
+/// Moves that one kernel makes, below the turns that a thread's loops may make.
+const MOST: usize = MOST_TURNS / 2;
 
 /// A step along one random direction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Move {
     /// The number of the direction.
     pub id: u64,
-    /// How far to go. 16 of its significant bits count: [`Move::rounded`].
+    /// How far to go. 16 of its significant bits count, and less than 2^-64 is 0: [`Move::rounded`].
     pub by: f32,
 }
 
 impl Move {
-    /// The scalar with 16 significant bits, half away from 0, of which a product with a direction is exact in two parts.
+    /// The scalar with 16 significant bits, half away from 0, of which a product with a direction is exact in two parts. Below 2^-64 it is
+    /// 0: no product is so small that it is subnormal, which adapters may take for 0.
     #[must_use]
     pub fn rounded(self) -> f32 {
+        if self.by.abs() < SMALLEST {
+            return 0.0;
+        }
         match self.by.is_finite() {
             true => f32::from_bits((self.by.to_bits() + 0x80) & 0xffff_ff00),
             false => self.by,
@@ -106,20 +114,25 @@ impl Directions {
         Ok(Directions { gpu, seed, leaves })
     }
 
-    /// Sets the parameters to the copy and these moves. The copy stays. It is recorded like an op.
+    /// Sets the parameters to the copy and these moves. The copy stays.
     ///
     /// # Errors
-    /// When a parameter carries an error, or the device has failed. Then nothing has changed.
+    /// When there are more than 60 000 moves, a parameter carries an error, or the device has failed, and inside a recorded step. Then
+    /// nothing has changed.
     pub fn probe(&mut self, moves: &[Move]) -> Result<()> {
         self.go("probe", moves)
     }
 
-    /// Sets parameters and copy to the copy and these moves.
+    /// Sets parameters and copy to the copy and these moves, of any number.
     ///
     /// # Errors
-    /// As [`Directions::probe`].
+    /// As [`Directions::probe`]. If the device fails amid more than 30 000 moves, the first of them may have been made.
     pub fn advance(&mut self, moves: &[Move]) -> Result<()> {
-        self.go("advance", moves)
+        if moves.is_empty() {
+            return self.go("advance", moves);
+        }
+        // The sum is an f32 after each move, so that where it is cut changes no bit.
+        moves.chunks(MOST).try_for_each(|moves| self.go("advance", moves))
     }
 
     /// Takes the parameters as they are now for the copy, as after a file was loaded into them.
@@ -202,7 +215,8 @@ mod tests {
 
     #[test]
     fn parts_are_all_of_a_scalar_and_exact_with_every_direction() {
-        for step in moves(500).into_iter().chain([0.0, -0.0, 127.0, -3.0e-5].map(|by| Move { id: 0, by })) {
+        let edges = [0.0, -0.0, 127.0, -3.0e-5, SMALLEST, -SMALLEST * 1.0001].map(|by| Move { id: 0, by });
+        for step in moves(500).into_iter().chain(edges) {
             let [a, b] = step.parts();
             assert_eq!(a + b, step.rounded());
             assert!((step.rounded() - step.by).abs() <= step.by.abs() * 2f32.powi(-16));
@@ -211,9 +225,28 @@ mod tests {
                 for word in [1u32, 77_777, 0x8000_0001, 0xffff_ffff, 12_345_678] {
                     let z = f32::from_bits((normal_from_bits(word).to_bits() + 0x80) & 0xffff_ff00);
                     assert_eq!(f64::from(part * z), f64::from(part) * f64::from(z), "exact");
+                    assert!(part == 0.0 || (part * z).is_normal(), "{part} times {z} is subnormal");
                 }
             }
         }
+        let least = (0..=u32::MAX).step_by(0xffff).map(|word| normal_from_bits(word).abs());
+        assert!(least.fold(1.0, f32::min) >= 2f32.powi(-28));
+        assert_eq!(Move { id: 0, by: -SMALLEST * 0.999 }.rounded(), 0.0);
+    }
+
+    /// More moves than a kernel makes, in parts.
+    #[test]
+    fn many_moves_are_made_in_their_order() {
+        let gpu = Gpu::open().unwrap();
+        let w = Tensor::ones(&gpu, [3]);
+        let mut directions = Directions::new([("w", &w)], 3).unwrap();
+        let all: Vec<Move> =
+            (0..MOST_TURNS as u64 + 77).map(|id| Move { id, by: 0.01 / (1 + id % 7) as f32 }).collect();
+        assert!(directions.probe(&all).unwrap_err().to_string().contains("turns"));
+        directions.advance(&all).unwrap();
+        let mut want = [1.0; 3];
+        moved(&mut want, 0, 3, &all);
+        assert_eq!(w.to_vec::<f32>().unwrap(), want);
     }
 
     #[test]

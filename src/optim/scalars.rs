@@ -1,8 +1,8 @@
 //! Training by seeds and scalars: ranks tell each other one number each step, and make everything else from seeds.
 
+use super::StateTensor;
 use super::events::{Log, Watch};
 use super::perturb::{Directions, Move};
-use super::{Group, StateTensor};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::setters::setters;
@@ -13,6 +13,9 @@ use std::str::FromStr;
 const OP: &str = "scalars";
 const EXPONENT: &str = "scalars/exponent";
 const SMALL: &str = "scalars/small";
+const DRAWN: &str = "scalars/drawn";
+/// The exponent of bytes stays within these: less than 2^-64 moves nothing, and sums of more are no numbers soon.
+const EXPONENTS: std::ops::RangeInclusive<i32> = -64..=64;
 
 /// Settings of [`Scalars`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,8 +87,9 @@ impl FromStr for Exchange {
 ///
 /// Ranks tell each other only the scalars `c`: four bytes, or one with [`ScalarsConfig::byte`]. The byte is `lr c / count` in units of
 /// `2^k`, rounded and clipped to 127. The exponent `k` follows what was told, in the same way on every rank: up by one when a byte was
-/// clipped, down by one after 16 steps in which none was above 47. The losses are told and never recomputed, and the products of scalars
-/// and directions are exact ([`Directions`]), so parameters stay the same bits on all ranks, also on those with other drivers.
+/// clipped, down by one after 16 steps in which none was above 47, and within -64 and 64. The losses are told and never recomputed, and the
+/// products of scalars and directions are exact ([`Directions`]), so parameters stay the same bits on all ranks, also on those with other
+/// drivers. There is no weight decay and no momentum.
 ///
 /// A [`Trainer`](crate::train::Trainer) takes the steps. Source: Zelikman, Huang, Liang, Haber, Goodman 2023, "Just One Byte (per
 /// gradient): A Note on Low-Bandwidth Decentralized Language Model Finetuning Using Shared Randomness"; the exponent that follows is ours.
@@ -106,6 +110,8 @@ pub struct Scalars {
     directions: Directions,
     config: ScalarsConfig,
     steps: u64,
+    /// Directions that all ranks have drawn so far, by which the next ones are numbered.
+    drawn: u64,
     /// The exponent of the unit of bytes. `None` before the first step.
     exponent: Option<i32>,
     /// Steps in a row with small bytes.
@@ -148,16 +154,7 @@ impl Scalars {
         let directions = Directions::new(params.iter().map(|(name, x)| (name.clone(), x)), seed)?;
         let gpu = params[0].1.gpu().clone();
         let log = Log::new(super::arena::zeros(OP, &gpu, Log::bytes(0)), Vec::new());
-        Ok(Scalars { directions, config, steps: 0, exponent: None, small: 0, log, gpu })
-    }
-
-    /// [`Scalars::new`] of all parameters of groups, whose rates and decays must be the ordinary ones.
-    ///
-    /// # Errors
-    /// As [`Scalars::new`].
-    #[track_caller]
-    pub fn of(group: Group, config: ScalarsConfig) -> Result<Scalars> {
-        Scalars::new(group.params, config)
+        Ok(Scalars { directions, config, steps: 0, drawn: 0, exponent: None, small: 0, log, gpu })
     }
 
     /// The settings.
@@ -165,16 +162,17 @@ impl Scalars {
         &self.config
     }
 
-    /// The number of a direction.
-    fn id(&self, (rank, ranks): (usize, usize), sample: u32) -> u64 {
-        (self.steps * ranks as u64 + rank as u64) * u64::from(self.config.samples) + u64::from(sample)
+    /// The number of a direction of the next step.
+    fn id(&self, rank: usize, sample: u32) -> u64 {
+        let of_step = rank as u64 * u64::from(self.config.samples) + u64::from(sample);
+        self.drawn.wrapping_add(of_step)
     }
 
     /// Moves the parameters to `w + sign eps z`, of this rank's direction of this number. `None` moves them back.
-    pub(crate) fn go(&mut self, place: (usize, usize), sample: Option<(u32, f32)>) -> Result<()> {
+    pub(crate) fn go(&mut self, rank: usize, sample: Option<(u32, f32)>) -> Result<()> {
         match sample {
             Some((sample, sign)) => {
-                let step = Move { id: self.id(place, sample), by: sign * self.config.eps };
+                let step = Move { id: self.id(rank, sample), by: sign * self.config.eps };
                 self.directions.probe(&[step])
             }
             None => self.directions.probe(&[]),
@@ -187,17 +185,47 @@ impl Scalars {
         (f64::from(up) - f64::from(down)) / (2.0 * eps)
     }
 
-    /// What this rank tells: its slopes times the rate over the number of all directions, as bytes or as f32.
-    pub(crate) fn message(&mut self, slopes: &[f64], lr: f32, ranks: usize) -> Vec<u8> {
-        let factor = f64::from(lr) / (ranks * slopes.len()) as f64;
+    /// Before the slopes of a step, on every rank: the unit of bytes, if this is the first one.
+    pub(crate) fn begin(&mut self, lr: f32, ranks: usize) -> Result<()> {
+        if !(lr.is_finite() && lr >= 0.0) {
+            return Err(Error::config(format!(
+                "{OP}: a step with the rate {lr}; it must be a number of 0 or more"
+            )));
+        }
         // Slopes of losses are of the order of 1, for which the first unit is made.
-        let first = || (factor.max(1e-30) * 4.0 / 127.0).log2().ceil() as i32;
-        let unit = f64::from(*self.exponent.get_or_insert_with(first)).exp2();
-        let one = |slope: &f64| match self.config.byte {
-            true => vec![((slope * factor / unit).round().clamp(-127.0, 127.0) as i8).cast_unsigned()],
-            false => ((slope * factor) as f32).to_le_bytes().to_vec(),
-        };
-        slopes.iter().flat_map(one).collect()
+        let first = || (self.factor(lr, ranks).max(1e-30) * 4.0 / 127.0).log2().ceil() as i32;
+        let exponent = self.exponent.unwrap_or_else(first);
+        self.exponent = Some(exponent.clamp(*EXPONENTS.start(), *EXPONENTS.end()));
+        Ok(())
+    }
+
+    /// The rate over the number of all directions.
+    fn factor(&self, lr: f32, ranks: usize) -> f64 {
+        f64::from(lr) / (ranks as f64 * f64::from(self.config.samples))
+    }
+
+    /// The unit of bytes.
+    fn unit(&self) -> f32 {
+        2f32.powi(self.exponent.unwrap_or(0))
+    }
+
+    /// What this rank tells: its slopes times the rate over the number of all directions, as bytes or as f32.
+    ///
+    /// # Errors
+    /// When one is too large for f32.
+    pub(crate) fn message(&self, slopes: &[f64], lr: f32, ranks: usize) -> Result<Vec<u8>> {
+        let (factor, unit) = (self.factor(lr, ranks), f64::from(self.unit()));
+        if self.config.byte {
+            let byte = |slope: &f64| (slope * factor / unit).round().clamp(-127.0, 127.0) as i8;
+            return Ok(slopes.iter().map(|slope| byte(slope).cast_unsigned()).collect());
+        }
+        let scalars: Vec<f32> = slopes.iter().map(|slope| (slope * factor) as f32).collect();
+        match scalars.iter().find(|by| !Move { id: 0, by: **by }.rounded().is_finite()) {
+            Some(by) => Err(Error::config(format!(
+                "{OP}: a step of {by} along a direction; take a smaller learning rate"
+            ))),
+            None => Ok(scalars.iter().flat_map(|by| by.to_le_bytes()).collect()),
+        }
     }
 
     /// A message of the same length that no slopes make, by which a rank says that there is more to be told.
@@ -213,7 +241,7 @@ impl Scalars {
     /// scalars.
     pub(crate) fn advance(&mut self, told: &[u8], ranks: usize) -> Result<f32> {
         let samples = self.config.samples as usize;
-        let unit = self.exponent.map_or(1.0, |k| f64::from(k).exp2()) as f32;
+        let unit = self.unit();
         let scalars: Vec<f32> = match self.config.byte {
             true => told.iter().map(|&byte| f32::from(byte.cast_signed()) * unit).collect(),
             false => told.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect(),
@@ -221,13 +249,14 @@ impl Scalars {
         let places = (0..ranks).flat_map(|rank| (0..samples as u32).map(move |sample| (rank, sample)));
         let moves: Vec<Move> = places
             .zip(&scalars)
-            .map(|((rank, sample), by)| Move { id: self.id((rank, ranks), sample), by: -by })
+            .map(|((rank, sample), by)| Move { id: self.id(rank, sample), by: -by })
             .collect();
         self.directions.advance(&moves)?;
         if self.config.byte {
             self.follow(told);
         }
         self.steps += 1;
+        self.drawn = self.drawn.wrapping_add((ranks * samples) as u64);
         let squares: f64 = scalars.iter().map(|c| f64::from(*c).powi(2)).sum();
         Ok((squares / scalars.len().max(1) as f64).sqrt() as f32)
     }
@@ -237,11 +266,13 @@ impl Scalars {
         let most = told.iter().map(|byte| byte.cast_signed().unsigned_abs()).max().unwrap_or(0);
         let Some(exponent) = &mut self.exponent else { return };
         self.small = if most < 48 { self.small + 1 } else { 0 };
-        if most >= 127 {
-            *exponent += 1;
-        } else if self.small >= 16 {
-            (*exponent, self.small) = (*exponent - 1, 0);
-        }
+        let next = match most {
+            127.. => *exponent + 1,
+            _ if self.small >= 16 => *exponent - 1,
+            _ => return,
+        };
+        self.small = 0;
+        *exponent = next.clamp(*EXPONENTS.start(), *EXPONENTS.end());
     }
 
     /// The name in messages.
@@ -267,11 +298,14 @@ impl Scalars {
         self.log.watch(&self.gpu)
     }
 
-    /// The state to save: the exponent of bytes, and for how many steps they have been small.
+    /// The state to save: the exponent of bytes, for how many steps they have been small, and the directions drawn so far, in numbers of
+    /// 22 bits.
     pub fn state_dict(&self) -> Vec<StateTensor> {
         let scalar = |name: &str, value: f32| (name.to_string(), Shape::new(&[]), vec![value]);
         let exponent = self.exponent.map(|k| scalar(EXPONENT, k as f32));
-        exponent.into_iter().chain([scalar(SMALL, self.small as f32)]).collect()
+        let words = [0, 22, 44].map(|bits| (self.drawn >> bits & 0x3f_ffff) as f32);
+        let drawn = (DRAWN.to_string(), Shape::new(&[3]), words.to_vec());
+        exponent.into_iter().chain([scalar(SMALL, self.small as f32), drawn]).collect()
     }
 
     /// Restores what [`Scalars::state_dict`] and [`Scalars::steps`] returned.
@@ -279,16 +313,25 @@ impl Scalars {
     /// # Errors
     /// When a tensor is missing or another optimizer's. The message names it, and nothing changes.
     pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
-        let mut found = [None, None];
+        let whole = |value: f32, most: f32| value.fract() == 0.0 && (0.0..=most).contains(&value);
+        let (mut exponent, mut small, mut drawn) = (None, None, None);
         for (name, _, data) in state {
             match (name.as_str(), &data[..]) {
-                (EXPONENT, &[value]) if value.abs() < 200.0 => found[0] = Some(value as i32),
-                (SMALL, &[value]) if (0.0..100.0).contains(&value) => found[1] = Some(value as i32),
+                (EXPONENT, &[value]) if EXPONENTS.contains(&(value as i32)) && value.fract() == 0.0 => {
+                    exponent = Some(value as i32);
+                }
+                (SMALL, &[value]) if whole(value, 99.0) => small = Some(value as u32),
+                (DRAWN, words @ [_, _, high])
+                    if words.iter().all(|w| whole(*w, 4_194_303.0)) && *high < 1_048_576.0 =>
+                {
+                    drawn = Some(words.iter().rev().fold(0u64, |sum, word| sum << 22 | *word as u64));
+                }
                 _ => return Err(Error::config(format!("{OP}: state `{name}` is another optimizer's"))),
             }
         }
-        let small = found[1].ok_or_else(|| Error::config(format!("{OP}: there is no state `{SMALL}`")))?;
-        (self.steps, self.exponent, self.small) = (steps, found[0], small as u32);
+        let missing = |name: &str| Error::config(format!("{OP}: there is no state `{name}`"));
+        let (small, drawn) = (small.ok_or_else(|| missing(SMALL))?, drawn.ok_or_else(|| missing(DRAWN))?);
+        (self.steps, self.exponent, self.small, self.drawn) = (steps, exponent, small, drawn);
         Ok(())
     }
 
@@ -298,5 +341,37 @@ impl Scalars {
     /// When the device has failed.
     pub fn loaded(&mut self) -> Result<()> {
         self.directions.restart()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A loss that does not change makes the unit smaller and smaller, and one that runs away larger: to the ends of what adds up.
+    #[test]
+    fn the_exponent_ends_and_is_read_back() {
+        let gpu = Gpu::open().unwrap();
+        let w = crate::Tensor::ones(&gpu, [2]);
+        let new = || Scalars::new([("w", &w)], ScalarsConfig::default().byte(true)).unwrap();
+        let mut scalars = new();
+        for (byte, end) in [(0, -64), (127, 64)] {
+            scalars.begin(0.01, 1).unwrap();
+            (0..3000).for_each(|_| scalars.follow(&[byte]));
+            assert_eq!(scalars.exponent, Some(end));
+            scalars.drawn = u64::MAX - 5;
+            let mut again = new();
+            again.load_state(7, &scalars.state_dict()).unwrap();
+            assert_eq!((again.exponent, again.small, again.drawn), (Some(end), scalars.small, u64::MAX - 5));
+        }
+        assert_eq!(scalars.unit() * 127.0, 127.0 * 2f32.powi(64));
+        let state = |name: &str, value: f32| (name.to_string(), Shape::new(&[]), vec![value]);
+        for wrong in [state(EXPONENT, -65.0), state(EXPONENT, f32::NAN), state(SMALL, 0.5), state(DRAWN, 1.0)]
+        {
+            let error = scalars.load_state(1, &[wrong]).unwrap_err().to_string();
+            assert!(error.contains("is another optimizer's"), "{error}");
+        }
+        assert!(scalars.load_state(1, &[state(SMALL, 0.0)]).unwrap_err().to_string().contains(DRAWN));
+        assert_eq!((scalars.steps, scalars.exponent), (0, Some(64)), "nothing has changed");
     }
 }

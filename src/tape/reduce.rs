@@ -6,7 +6,7 @@ use crate::gpu::Gpu;
 use crate::gpu::capture::Tap;
 use crate::gpu::readback::Reading;
 use crate::gpu::value::Place;
-use crate::ranks::Ranks;
+use crate::ranks::{Ranks, known, together};
 use crate::tensor::Tensor;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -85,8 +85,8 @@ impl Grads {
         if ranks.size() == 1 {
             return Ok(());
         }
-        let all = crate::ranks::together(ranks, Ok(self.signature()))?;
-        same_leaves(&all)?;
+        let all = together(ranks, Ok(self.signature()))?;
+        known(ranks, same_leaves(&all))?;
         self.sum_over(ranks)
     }
 

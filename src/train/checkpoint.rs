@@ -96,8 +96,10 @@ impl Trainer {
     ) -> Result<BTreeMap<String, String>> {
         let ranks = self.ranks.clone();
         let metadata = on_first(&*ranks, || self.read(path.as_ref(), model, check))?;
-        self.share_state(model)?;
-        self.optimizer.loaded()?;
+        match ranks.size() {
+            1 => self.optimizer.loaded()?,
+            _ => self.share_state(model)?,
+        }
         self.first_words(metadata.unwrap_or_default())
     }
 

@@ -99,9 +99,10 @@ mod checkpoint;
 mod scalars;
 mod together;
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::optim::{LossScale, Optimizer, Schedule, StepEvent, Watch};
-use crate::ranks::{Alone, Ranks};
+use crate::ranks::{Alone, Ranks, known};
 use crate::rng::Rng;
 use crate::step::Step;
 use crate::tape::Grads;
@@ -122,6 +123,19 @@ pub struct Outcome {
     pub loss: Tensor,
     /// What [`Report::values`] is read from.
     pub values: Vec<Tensor>,
+}
+
+impl Outcome {
+    /// The loss and the values in f32, without their history.
+    fn tensors(&self) -> Result<Vec<Tensor>> {
+        if self.loss.count() != 1 {
+            let shape = self.loss.shape();
+            return Err(Error::config(format!(
+                "train: a loss of shape {shape}; reduce it, as mean_all does"
+            )));
+        }
+        Ok(std::iter::once(&self.loss).chain(&self.values).map(|x| x.detach().cast(DType::F32)).collect())
+    }
 }
 
 impl From<Tensor> for Outcome {
@@ -390,12 +404,12 @@ impl Trainer {
         let (mut late, mut going) = (None, self.begins(to)?);
         while going {
             let (step, lr) = self.next();
-            let parts: Result<Vec<_>> = (0..self.parts).map(|_| batch(step, &mut self.rng)).collect();
-            let inputs = parts.map(|parts| parts.concat());
+            let inputs = self.inputs(|rng| batch(step, rng));
             let by_scalars = self.is_by_scalars();
             let seen = match self.ranks.size() {
-                _ if by_scalars => inputs.and_then(|inputs| {
-                    self.scalar_step(lr, |own, rng| own.evaluated_again(rng, &mut whole, &inputs, &mut loss))
+                _ if by_scalars => self.scalar_step(lr, |own, rng| {
+                    let inputs = inputs.as_ref().map_err(Clone::clone)?;
+                    own.evaluated_again(rng, &mut whole, inputs, &mut loss)
                 }),
                 1 => inputs.and_then(|inputs| self.run_whole(&mut whole, &inputs, lr, &mut loss)),
                 _ => self.run_split(&mut split, inputs, lr, &mut loss),
@@ -404,6 +418,19 @@ impl Trainer {
             going = self.after(to, lr, &seen, &mut late, &mut report)?;
         }
         Ok(self.step() >= to)
+    }
+
+    /// The inputs of all losses of a step, one behind the other.
+    fn inputs(&mut self, mut batch: impl FnMut(&mut Rng) -> Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
+        let parts = (0..self.parts).map(|_| batch(&mut self.rng)).collect::<Result<Vec<_>>>()?;
+        let first = parts[0].len();
+        match parts.iter().find(|part| part.len() != first) {
+            None => Ok(parts.concat()),
+            Some(other) => Err(Error::config(format!(
+                "train: a batch of {first} tensors and one of {} for the losses of a step; give as many for each",
+                other.len()
+            ))),
+        }
     }
 
     /// Runs the recorded step of one rank, or records it.
@@ -453,7 +480,7 @@ impl Trainer {
     }
 
     fn begins(&mut self, to: u64) -> Result<bool> {
-        self.tell_stop()?;
+        self.meet(to)?;
         Ok(self.step() < to && !self.is_stopped())
     }
 
@@ -512,8 +539,10 @@ impl Trainer {
         if loss.is_finite() {
             return Ok(());
         }
-        Err(Error::config(format!(
+        let error = Error::config(format!(
             "train: the loss of step {step} is {loss}; begin again with a smaller learning rate, or go on from a checkpoint before it"
-        )))
+        ));
+        // Of several ranks, all have found the same mean, unless it is a rank's own.
+        if self.is_by_scalars() { Err(error) } else { known(&*self.ranks, Err(error)) }
     }
 }

@@ -1,8 +1,7 @@
 //! Steps without gradients: see [`Scalars`](crate::optim::Scalars).
 
-use super::together::Seen;
+use super::together::{Seen, same_values, unlike};
 use super::{Outcome, Trainer};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::readback::Reading;
 use crate::ranks::together;
@@ -27,12 +26,8 @@ impl Trainer {
         rng: &mut Rng,
         mut loss: impl FnMut(&mut Rng) -> Result<L>,
     ) -> Result<Numbers> {
-        let mut all = Vec::new();
-        for _ in 0..self.parts {
-            let Outcome { loss, values } = no_grad(|| loss(rng))?.into();
-            all.push(read(&std::iter::once(loss).chain(values).collect::<Vec<_>>())?);
-        }
-        Ok(means(all))
+        let one = |_| read(&no_grad(|| loss(rng))?.into().tensors()?);
+        means((0..self.parts).map(one).collect::<Result<_>>()?)
     }
 
     /// [`Trainer::evaluated`] of recorded losses.
@@ -52,19 +47,17 @@ impl Trainer {
                 let made = Step::record(first.gpu(), &all, |inputs| {
                     let one = |i: usize| {
                         let part = &inputs[i * each..(i + 1) * each];
-                        let Outcome { loss, values } = no_grad(|| loss(part, rng))?.into();
-                        Ok(std::iter::once(loss)
-                            .chain(values)
-                            .map(|x| x.cast(DType::F32))
-                            .collect::<Vec<_>>())
+                        no_grad(|| loss(part, rng))?.into().tensors()
                     };
-                    Ok((0..parts).map(one).collect::<Result<Vec<_>>>()?.concat())
+                    let all = (0..parts).map(one).collect::<Result<Vec<_>>>()?;
+                    all.iter().try_for_each(|own| same_values(&all[0], own))?;
+                    Ok(all.concat())
                 })?;
                 recorded.insert(made).outputs()
             }
         };
         let numbers = read(outputs)?;
-        Ok(means(numbers.chunks(numbers.len() / parts).map(<[_]>::to_vec).collect()))
+        means(numbers.chunks(numbers.len() / parts).map(<[_]>::to_vec).collect())
     }
 
     /// Takes a step: losses at both ends of each direction, what the ranks tell each other, and the way that all of them go. `evaluate`
@@ -75,32 +68,30 @@ impl Trainer {
         lr: f32,
         evaluate: impl FnMut(&Trainer, &mut Rng) -> Result<Numbers>,
     ) -> Result<Seen> {
-        let place = (self.ranks.rank(), self.ranks.size());
-        let stepped = self.told_step(place, lr, evaluate);
+        let stepped = self.told_step(lr, evaluate);
         if stepped.is_err() {
             // The first error is the one to tell. A device that has failed moves nothing.
-            let _ = self.scalars()?.go(place, None);
+            let _ = self.scalars()?.go(0, None);
         }
         stepped
     }
 
     fn told_step(
         &mut self,
-        place: (usize, usize),
         lr: f32,
         mut evaluate: impl FnMut(&Trainer, &mut Rng) -> Result<Numbers>,
     ) -> Result<Seen> {
         let ranks = self.ranks.clone();
-        let own = self.slopes(place, &mut evaluate);
+        let own = self.own_message(lr, &mut evaluate);
         let stop = self.stop.load(Ordering::SeqCst);
         let (message, result) = match own {
-            Ok((slopes, numbers)) => (Ok(self.scalars()?.message(&slopes, lr, place.1)), Ok(numbers)),
+            Ok((message, numbers)) => (Ok(message), Ok(numbers)),
             Err(error) => (Err(error.clone()), Err(error)),
         };
         let mark = self.scalars()?.mark();
-        let mut told = match (&message, stop && place.1 > 1) {
+        let mut told = match (&message, stop && ranks.size() > 1) {
             (Ok(message), false) => ranks.gather_equal(message)?,
-            _ if place.1 > 1 => ranks.gather_equal(&mark)?,
+            _ if ranks.size() > 1 => ranks.gather_equal(&mark)?,
             _ => return Err(result.err().unwrap_or_else(|| Error::config("train: no scalar was found"))),
         };
         if told.chunks_exact(mark.len()).any(|message| message == mark) {
@@ -111,7 +102,7 @@ impl Trainer {
             told =
                 all.iter().flat_map(|message| &message[..message.len().saturating_sub(1)]).copied().collect();
         }
-        let size = self.scalars()?.advance(&told, place.1)?;
+        let size = self.scalars()?.advance(&told, ranks.size())?;
         let mut numbers = result?;
         numbers.insert(1, vec![size]);
         Ok(Seen::Here(numbers, None))
@@ -121,15 +112,26 @@ impl Trainer {
         self.optimizer.scalars().ok_or_else(|| Error::config("train: the optimizer takes gradients"))
     }
 
+    /// What this rank has to tell, and what was read.
+    fn own_message(
+        &mut self,
+        lr: f32,
+        evaluate: &mut impl FnMut(&Trainer, &mut Rng) -> Result<Numbers>,
+    ) -> Result<(Vec<u8>, Numbers)> {
+        let size = self.ranks.size();
+        self.scalars()?.begin(lr, size)?;
+        let (slopes, numbers) = self.slopes(evaluate)?;
+        Ok((self.scalars()?.message(&slopes, lr, size)?, numbers))
+    }
+
     /// The slopes along this rank's directions, and the mean of what was read at their ends.
     fn slopes(
         &mut self,
-        place: (usize, usize),
         evaluate: &mut impl FnMut(&Trainer, &mut Rng) -> Result<Numbers>,
     ) -> Result<(Vec<f64>, Numbers)> {
         // The generator itself, since recorded steps know no other.
         let mut rng = std::mem::replace(&mut self.rng, Rng::new(0));
-        let found = self.slopes_by(place, &mut rng, evaluate);
+        let found = self.slopes_by(&mut rng, evaluate);
         self.rng = rng;
         let (slopes, numbers) = found?;
         match slopes.iter().all(|slope| slope.is_finite()) {
@@ -143,15 +145,15 @@ impl Trainer {
 
     fn slopes_by(
         &mut self,
-        place: (usize, usize),
         rng: &mut Rng,
         evaluate: &mut impl FnMut(&Trainer, &mut Rng) -> Result<Numbers>,
     ) -> Result<(Vec<f64>, Numbers)> {
-        let (state, mut slopes, mut all) = (rng.state(), Vec::new(), Vec::new());
+        let (rank, state) = (self.ranks.rank(), rng.state());
+        let (mut slopes, mut all) = (Vec::new(), Vec::new());
         for sample in 0..self.scalars()?.config().samples {
             let mut ends = [0.0; 2];
             for (end, sign) in ends.iter_mut().zip([1.0, -1.0]) {
-                self.scalars()?.go(place, Some((sample, sign)))?;
+                self.scalars()?.go(rank, Some((sample, sign)))?;
                 rng.set_state(state);
                 let numbers = evaluate(self, rng)?;
                 *end = numbers[0][0];
@@ -159,24 +161,25 @@ impl Trainer {
             }
             slopes.push(self.scalars()?.slope(ends));
         }
-        Ok((slopes, means(all)))
+        Ok((slopes, means(all)?))
     }
 }
 
 fn read(tensors: &[Tensor]) -> Result<Numbers> {
-    let start = |x: &Tensor| x.detach().cast(DType::F32).read::<f32>();
-    let readings: Vec<Reading> = tensors.iter().map(start).collect::<Result<_>>()?;
+    let readings: Vec<Reading> = tensors.iter().map(Tensor::read::<f32>).collect::<Result<_>>()?;
     readings.into_iter().map(|reading| Ok(bytemuck::pod_collect_to_vec(&reading.wait()?))).collect()
 }
 
 /// The means of numbers that were read several times.
-fn means(all: Vec<Numbers>) -> Numbers {
-    let count = all.len() as f64;
-    let Some(first) = all.first() else { return Vec::new() };
+fn means(all: Vec<Numbers>) -> Result<Numbers> {
+    let lengths = |own: &Numbers| own.iter().map(Vec::len).collect::<Vec<_>>();
+    let first = all.first().map(lengths).unwrap_or_default();
+    if let Some(other) = all.iter().map(lengths).find(|other| *other != first) {
+        return Err(unlike(&first, &other));
+    }
     let mean = |i: usize, j: usize| {
-        let sum: f64 =
-            all.iter().map(|own| f64::from(*own.get(i).and_then(|x| x.get(j)).unwrap_or(&f32::NAN))).sum();
-        (sum / count) as f32
+        let sum: f64 = all.iter().map(|own| f64::from(own[i][j])).sum();
+        (sum / all.len() as f64) as f32
     };
-    first.iter().enumerate().map(|(i, own)| (0..own.len()).map(|j| mean(i, j)).collect()).collect()
+    Ok(first.iter().enumerate().map(|(i, n)| (0..*n).map(|j| mean(i, j)).collect()).collect())
 }

@@ -1,13 +1,12 @@
 //! A step of several losses and several ranks: the gradients of each, and what the ranks tell each other.
 
 use super::{Outcome, Trainer};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::capture::Tap;
 use crate::gpu::readback::Reading;
 use crate::nn::Module;
 use crate::optim::{LossScale, StateTensor};
-use crate::ranks::{Ranks, all_done, on_first, together};
+use crate::ranks::{Ranks, agree, all_done, known, on_first, together};
 use crate::rng::Rng;
 use crate::shape::Shape;
 use crate::step::Step;
@@ -15,6 +14,7 @@ use crate::store::overwrite;
 use crate::tape::{Frame, Grads, Part, same_leaves};
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Debug;
 use std::sync::atomic::Ordering;
 use twox_hash::XxHash3_128;
 
@@ -83,6 +83,8 @@ pub(super) struct Split {
     /// Number of tensors that are read; the gradients follow them.
     results: usize,
     frame: Frame,
+    /// [`Grads::signature`] of its gradients.
+    signature: Vec<u8>,
     /// What is summed, in the order in which rank 0 has it.
     parts: Vec<Part>,
     /// Where this rank begins to read it, in the order in which this rank has it. Each is of the part of this number.
@@ -137,15 +139,9 @@ impl Trainer {
         let mut sums: Vec<Tensor> = Vec::new();
         let (size, scale, rng) = (self.ranks.size(), &self.scale, &mut self.rng);
         let mut one = |i: usize| {
-            let Outcome { loss, values } = outcome(i, rng)?;
-            if loss.count() != 1 {
-                let shape = loss.shape();
-                return Err(Error::config(format!(
-                    "train: a loss of shape {shape}; reduce it, as mean_all does"
-                )));
-            }
-            let own: Vec<Tensor> =
-                std::iter::once(&loss).chain(&values).map(|x| x.detach().cast(DType::F32)).collect();
+            let outcome = outcome(i, rng)?;
+            let own = outcome.tensors()?;
+            let loss = outcome.loss;
             if i == 0 {
                 sums = own;
             } else {
@@ -194,19 +190,20 @@ impl Trainer {
         let mut all = together(&*self.ranks, message)?;
         let flags: Vec<Option<u8>> = all.iter_mut().map(Vec::pop).collect();
         self.stopped = flags.contains(&Some(1));
-        same_leaves(&all)
+        known(&*self.ranks, same_leaves(&all))
     }
 
     /// The means of results over the ranks.
     fn means(&self, results: &[Tensor]) -> Result<Seen> {
-        let readings: Vec<Reading> = results.iter().map(Tensor::read::<f32>).collect::<Result<_>>()?;
-        let own: Result<Vec<Vec<u8>>> = readings.into_iter().map(Reading::wait).collect();
-        let all = together(&*self.ranks, own.map(|own| own.concat()))?;
+        let own = || -> Result<Vec<u8>> {
+            let readings: Vec<Reading> = results.iter().map(Tensor::read::<f32>).collect::<Result<_>>()?;
+            Ok(readings.into_iter().map(Reading::wait).collect::<Result<Vec<_>>>()?.concat())
+        };
+        let all = together(&*self.ranks, own())?;
         let numbers: Vec<Vec<f32>> = all.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
         if let Some(rank) = numbers.iter().position(|other| other.len() != numbers[0].len()) {
-            return Err(Error::config(format!(
-                "train: rank {rank} reads another number of values than rank 0"
-            )));
+            let error = format!("train: rank {rank} reads another number of values than rank 0");
+            return known(&*self.ranks, Err(Error::config(error)));
         }
         let mean = |i: usize| {
             let sum: f64 = numbers.iter().map(|own| f64::from(own[i])).sum();
@@ -228,7 +225,7 @@ impl Trainer {
     ) -> Result<Seen> {
         let known = recorded.is_some();
         let ran = inputs.and_then(|inputs| self.run_before(recorded, &inputs, loss));
-        let signature = recorded.as_ref().map_or_else(Vec::new, |split| split.own().0.signature());
+        let signature = recorded.as_ref().map_or_else(Vec::new, |split| split.signature.clone());
         self.tell(ran.as_ref().map(|_| signature).map_err(Clone::clone))?;
         let coming = ran?;
         let Some(split) = recorded else { return Err(Error::config("train: nothing was recorded")) };
@@ -251,8 +248,8 @@ impl Trainer {
                 *after = Some(Step::record(&gpu, &[], |_| Ok(vec![self.optimizer.step(&grads, lr)?.norm]))?);
             }
         }
-        let norm = after.as_ref().map(|after| after.outputs()[0].clone());
-        Ok(norm.map_or(Seen::Here(Vec::new(), None), |norm| seen.with_norm(&norm)))
+        let norm = after.as_ref().and_then(|after| after.outputs().first());
+        Ok(seen.with_norm(norm.ok_or_else(|| Error::config("train: nothing was recorded"))?))
     }
 
     /// Runs the part before the exchange. Returns readings of gradients, in the order in which this rank has them.
@@ -276,18 +273,44 @@ impl Trainer {
             Ok(results)
         })?;
         let (results, frame) = made.ok_or_else(|| Error::config("train: nothing was recorded"))?;
-        let split = Split { before, results, frame, parts: Vec::new(), taps: Vec::new(), after: None };
+        let (signature, parts, taps) = (Vec::new(), Vec::new(), Vec::new());
+        let mut split = Split { before, results, frame, signature, parts, taps, after: None };
+        split.signature = split.own().0.signature();
         *recorded = Some(split);
         Ok(Vec::new())
     }
 
-    /// Tells the other ranks whether this one is to stop.
-    pub(super) fn tell_stop(&mut self) -> Result<()> {
-        if self.ranks.size() > 1 {
-            let own = u8::from(self.stop.load(Ordering::SeqCst));
-            self.stopped = together(&*self.ranks, Ok(vec![own]))?.iter().any(|told| *told == [1]);
+    /// Before training up to a step: the ranks compare what says how many steps there are and what is told in each, and tell each other
+    /// whether one is to stop.
+    pub(super) fn meet(&mut self, to: u64) -> Result<()> {
+        if self.ranks.size() == 1 {
+            return Ok(());
         }
+        let mut said = self.described();
+        for (name, value) in [("steps so far", self.step()), ("steps", to)] {
+            said.insert(name.into(), value.to_string());
+        }
+        agree(&*self.ranks, &said)?;
+        let own = u8::from(self.stop.load(Ordering::SeqCst));
+        self.stopped = together(&*self.ranks, Ok(vec![own]))?.iter().any(|told| *told == [1]);
         Ok(())
+    }
+
+    /// What must be the same on all ranks for them to understand each other.
+    fn described(&mut self) -> BTreeMap<String, String> {
+        let scalars = self.optimizer.scalars().map_or_else(String::new, |scalars| {
+            let config = scalars.config();
+            format!(
+                ", {} samples, byte {}, eps {}, seed {}",
+                config.samples, config.byte, config.eps, config.seed
+            )
+        });
+        let optimizer = format!("{}{scalars}", self.optimizer.name());
+        let rate = self.lr.to_string();
+        let scaled = self.scale.is_some().to_string();
+        [("optimizer", optimizer), ("rate", rate), ("loss scale", scaled)]
+            .map(|(name, value)| (name.into(), value))
+            .into()
     }
 
     /// Rank 0's words, on every rank.
@@ -311,39 +334,40 @@ impl Trainer {
             return Ok(());
         }
         let ranks = self.ranks.clone();
-        let first = ranks.rank() == 0;
-        for (name, tensor) in model.parameters().state_dict() {
-            let mut bytes = on_first(&*ranks, || bytes_of(&tensor))?.unwrap_or_default();
-            ranks.broadcast(&mut bytes)?;
-            let done = if first { Ok(()) } else { overwrite(&tensor, &bytes) };
-            let done = done.map_err(|error| Error::config(format!("`{name}` of rank 0: {error}")));
-            all_done(&*ranks, done)?;
-        }
-        let mut state = on_first(&*ranks, || self.state())?.unwrap_or_default();
-        let mut position = bytemuck::cast_slice(&[
-            self.step(),
-            self.rng.state()[0],
-            self.rng.state()[1],
-            state.len() as u64,
-        ])
-        .to_vec();
-        ranks.broadcast(&mut position)?;
-        let position: Vec<u64> = bytemuck::pod_collect_to_vec(&position);
-        state.resize(position[3] as usize, (String::new(), Shape::new(&[]), Vec::new()));
-        for (name, shape, numbers) in &mut state {
-            let mut head = serde_json::to_vec(&(&*name, &shape[..]))
-                .map_err(|error| Error::config(error.to_string()))?;
-            ranks.broadcast(&mut head)?;
-            let (its, sizes): (String, Vec<usize>) =
-                serde_json::from_slice(&head).map_err(|error| Error::config(error.to_string()))?;
+        let tensors = model.parameters().state_dict();
+        // Ranks with other models would take one message for another.
+        let mut said = self.described();
+        said.extend(tensors.iter().enumerate().map(|(i, (name, tensor))| {
+            (name.clone(), format!("tensor {i}, {} {}", tensor.dtype(), tensor.shape()))
+        }));
+        agree(&*ranks, &said)?;
+        share_tensors(&*ranks, &tensors)?;
+        let (position, state) = self.shared_state()?;
+        let done = if ranks.rank() == 0 { Ok(()) } else { self.set_state(position[0], state) };
+        all_done(&*ranks, done)?;
+        self.rng.set_state([position[1], position[2]]);
+        all_done(&*ranks, self.optimizer.loaded())
+    }
+
+    /// Rank 0's number of steps and state of the generator, and its [`Trainer::state`], on every rank.
+    fn shared_state(&self) -> Result<([u64; 3], Vec<StateTensor>)> {
+        let ranks = &*self.ranks;
+        let json = |error: serde_json::Error| Error::config(format!("the state of rank 0: {error}"));
+        let mut state = on_first(ranks, || self.state())?.unwrap_or_default();
+        let heads: Vec<(&str, &[usize])> =
+            state.iter().map(|(name, shape, _)| (&name[..], &shape[..])).collect();
+        let [a, b] = self.rng.state();
+        let mut head = serde_json::to_vec(&([self.step(), a, b], heads)).map_err(json)?;
+        ranks.broadcast(&mut head)?;
+        let (position, heads): ([u64; 3], Vec<(String, Vec<usize>)>) =
+            serde_json::from_slice(&head).map_err(json)?;
+        state.resize(heads.len(), (String::new(), Shape::new(&[]), Vec::new()));
+        for ((name, shape, numbers), (its, sizes)) in state.iter_mut().zip(heads) {
             let mut bytes = bytemuck::cast_slice(numbers).to_vec();
             ranks.broadcast(&mut bytes)?;
             (*name, *shape, *numbers) = (its, Shape::new(&sizes), bytemuck::pod_collect_to_vec(&bytes));
         }
-        let done = if first { Ok(()) } else { self.set_state(position[0], state) };
-        all_done(&*ranks, done)?;
-        self.rng.set_state([position[1], position[2]]);
-        self.optimizer.loaded()
+        Ok((position, state))
     }
 
     /// The first rank whose parameters are other bits than rank 0's, if there is one. Gradients are the same everywhere, but drivers may
@@ -367,8 +391,8 @@ impl Trainer {
         match self.differs(model)? {
             None => hash(model),
             Some(rank) => {
-                self.ranks.all_failed();
-                Err(Error::config(format!("rank {rank} has ended with other parameters than rank 0")))
+                let error = format!("rank {rank} has ended with other parameters than rank 0");
+                known(&*self.ranks, Err(Error::config(error)))
             }
         }
     }
@@ -396,6 +420,17 @@ impl Trainer {
     }
 }
 
+/// Gives rank 0's elements of these tensors, which are the same kinds on all ranks, to all.
+fn share_tensors(ranks: &dyn Ranks, tensors: &[(String, Tensor)]) -> Result<()> {
+    for (name, tensor) in tensors {
+        let mut bytes = on_first(ranks, || bytes_of(tensor))?.unwrap_or_default();
+        ranks.broadcast(&mut bytes)?;
+        let done = if ranks.rank() == 0 { Ok(()) } else { overwrite(tensor, &bytes) };
+        all_done(ranks, done.map_err(|error| Error::config(format!("`{name}` of rank 0: {error}"))))?;
+    }
+    Ok(())
+}
+
 fn hash(model: &(impl Module + ?Sized)) -> Result<u128> {
     let mut hasher = XxHash3_128::new();
     for (_, tensor) in model.parameters().trainable() {
@@ -410,14 +445,17 @@ fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
 }
 
 /// Checks that the losses of a step have values of the same shapes.
-fn same_values(first: &[Tensor], own: &[Tensor]) -> Result<()> {
+pub(super) fn same_values(first: &[Tensor], own: &[Tensor]) -> Result<()> {
     let shapes = |all: &[Tensor]| all.iter().map(|x| *x.shape()).collect::<Vec<_>>();
     match shapes(first) == shapes(own) {
         true => Ok(()),
-        false => Err(Error::config(format!(
-            "train: the losses of a step have values of different shapes, {:?} and {:?}; their means are reported",
-            shapes(first),
-            shapes(own)
-        ))),
+        false => Err(unlike(&shapes(first), &shapes(own))),
     }
+}
+
+/// What is said of losses with other values.
+pub(super) fn unlike(first: &impl Debug, own: &impl Debug) -> Error {
+    Error::config(format!(
+        "train: the losses of a step have values of different shapes, {first:?} and {own:?}; their means are reported"
+    ))
 }

@@ -20,6 +20,7 @@ mod packed;
 mod precision;
 mod random;
 mod ranks;
+mod scalars;
 mod shards;
 mod sharing;
 #[path = "../support/mod.rs"]

@@ -1,5 +1,8 @@
 //! Ranks that are threads of one process, which share a device: what a training on several ranks does, without MPI.
 
+use std::any::Any;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use tiebeam::Result;
@@ -71,9 +74,19 @@ pub fn on_ranks<T: Send>(size: usize, work: impl Fn(Arc<dyn Ranks>) -> T + Sync)
     std::thread::scope(|scope| {
         let start = |rank| {
             let (ranks, work) = (Arc::new(Thread { rank, all: all.clone() }), &work);
-            scope.spawn(move || work(ranks))
+            scope.spawn(move || {
+                catch_unwind(AssertUnwindSafe(|| work(ranks))).unwrap_or_else(|panic| end(rank, &*panic))
+            })
         };
         let threads: Vec<_> = (0..size).map(start).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a rank that does not panic")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("panics are caught")).collect()
     })
+}
+
+/// The other ranks would wait for one that has panicked, for ever.
+fn end(rank: usize, panic: &dyn Any) -> ! {
+    let text = panic.downcast_ref::<String>().map_or("no text", String::as_str);
+    // Not `eprint`, which tests catch.
+    let _ = std::io::stderr().write_all(format!("rank {rank} of a test panicked: {text}\n").as_bytes());
+    std::process::exit(101)
 }

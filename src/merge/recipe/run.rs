@@ -4,12 +4,12 @@ use super::card::CARD;
 use super::job::{Input, Job, Output};
 use super::method::{Inputs, Measured, Method, Statistics};
 use crate::dtype::DType;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Gpu;
 use crate::gpu::readback::Reading;
 use crate::merge::Weights;
-use crate::ranks::{Alone, Ranks};
+use crate::ranks::{Alone, Ranks, all_done, known, packed, unpacked};
 use crate::store::{Entry, FileDType, INDEX, bf16_bytes, index_of, save};
 use crate::tensor::Tensor;
 use half::f16;
@@ -34,11 +34,6 @@ struct Pending {
 
 /// For some inputs one after the other, what [`Tensor::non_finite`] says of each.
 type Finite = Vec<(Vec<Input>, Reading)>;
-
-/// What the last byte of a rank's message about an output says.
-const MADE: u8 = 0;
-const FAILED: u8 = 1;
-const STOPPED: u8 = 2;
 
 /// The numbers of an output and of a part of it.
 type Unit = (usize, usize);
@@ -98,7 +93,7 @@ impl Job {
         let (shards, owners) = (self.shards(shard_bytes), self.owners(shard_bytes, ranks.size()));
         if ranks.rank() > 0 {
             let mut stream = self.stream(gpu, sources, shard_bytes, |i| owners[i] == ranks.rank(), progress);
-            stream.measure()?;
+            all_done(ranks, stream.measure())?;
             return stream.give(ranks, &owners);
         }
         self.check_out(out, shard_bytes)?;
@@ -106,7 +101,7 @@ impl Job {
         let has_card = !files::is_ours(out, CARD);
         files::replace_folder(out, |folder| {
             let mut stream = self.stream(gpu, sources, shard_bytes, |i| owners[i] == 0, &mut *progress);
-            stream.measure()?;
+            all_done(ranks, stream.measure())?;
             let stream = &RefCell::new(stream);
             let (notes, owners) = (self.file_notes(), &owners);
             for (file, outputs) in &shards {
@@ -376,17 +371,12 @@ impl<'a> Stream<'a> {
             if owners[i] != ranks.rank() {
                 continue;
             }
-            match self.produce(i) {
-                Ok(mut bytes) => {
-                    bytes.push(MADE);
-                    ranks.send(&bytes)?;
-                }
-                Err(error) => {
-                    let kind = if error.kind() == ErrorKind::Stopped { STOPPED } else { FAILED };
-                    ranks.send(&[error.to_string().as_bytes(), &[kind]].concat())?;
-                    ranks.all_failed();
-                    return Err(error);
-                }
+            let made = self.produce(i);
+            let failed = made.as_ref().err().cloned();
+            ranks.send(&packed(made))?;
+            if let Some(error) = failed {
+                // Rank 0 says it, once what it has begun to write is gone, and ends the others.
+                return known(ranks, Err(error));
             }
         }
         Ok(())
@@ -394,12 +384,7 @@ impl<'a> Stream<'a> {
 
     /// Takes an output from the rank that makes it.
     fn taken(&mut self, ranks: &dyn Ranks, rank: usize, i: usize) -> Result<Vec<u8>> {
-        let mut bytes = ranks.receive(rank)?;
-        let kind = bytes.pop();
-        if kind != Some(MADE) {
-            let said = String::from_utf8_lossy(&bytes).into_owned();
-            return Err(if kind == Some(STOPPED) { Error::stopped(said) } else { Error::config(said) });
-        }
+        let bytes = unpacked(rank, ranks.receive(rank)?)?;
         let output = &self.job.outputs[i];
         if bytes.len() as u64 != output.bytes() {
             let (name, got) = (&output.name, bytes.len());
