@@ -126,7 +126,7 @@ test-docs: vulkan python ## check links, names and commands of all pages, run th
 	python3 scripts/test-docs.py
 	$(CARGO) test --release --all-features --doc -- pages::
 
-package: ## check what would be published, without publishing: NO_VERIFY=1 leaves out compiling it
+package: $(if $(NO_VERIFY),,ensure-mpi) ## check what would be published, without publishing: NO_VERIFY=1 leaves out compiling it
 	$(CARGO) publish --workspace --dry-run $(if $(NO_VERIFY),--no-verify)
 
 # A published version, or a revision such as main.

@@ -14,6 +14,16 @@ fail() {
     exit 1
 }
 
+# Whether clang's own headers, such as stddef.h, are near a libclang in this folder. Without them it reads none of MPI's. Debian has them
+# in a package of their own.
+has_headers() {
+    for header in "$1"/clang/*/include/stddef.h "$1"/../lib/clang/*/include/stddef.h /usr/lib/clang/*/include/stddef.h \
+        /usr/lib/llvm*/lib/clang/*/include/stddef.h; do
+        if [ -f "$header" ]; then return 0; fi
+    done
+    return 1
+}
+
 # Whether libclang is where the build looks: LIBCLANG_PATH, what llvm-config says, or a folder of libraries.
 has_libclang() {
     for folder in "${LIBCLANG_PATH:-}" "$(llvm-config --libdir 2>/dev/null || true)" /usr/lib/llvm*/lib /usr/lib64/llvm*/lib \
@@ -22,10 +32,19 @@ has_libclang() {
         [ -n "$folder" ] || continue
         if [ -f "$folder" ]; then return 0; fi
         for file in "$folder"/libclang.so "$folder"/libclang.so.* "$folder"/libclang-[0-9]*.so* "$folder"/libclang.dylib; do
-            if [ -e "$file" ]; then return 0; fi
+            if [ -e "$file" ] && has_headers "$folder"; then return 0; fi
         done
     done
     return 1
+}
+
+# Fedora's MPI is in no folder of PATH before `module load mpi`, which a script cannot do for its caller.
+check_path() {
+    if ! has "${MPICC:-mpicc}" && [ -x /usr/lib64/openmpi/bin/mpicc ]; then
+        echo "ensure-mpi: MPI is in /usr/lib64/openmpi/bin and not in PATH: \`module load mpi\` in this shell, or" \
+            "\`export PATH=/usr/lib64/openmpi/bin:\$PATH\`, and run this again." >&2
+        exit 1
+    fi
 }
 
 # Sets $missing to what is not here.
@@ -38,9 +57,11 @@ look() {
 }
 
 if look; then exit 0; fi
+check_path
 choose_packages 'libopenmpi-dev openmpi-bin libclang-dev' 'openmpi-devel clang-devel' 'openmpi clang' 'openmpi-dev clang-dev' ||
     fail "$packages_why"
 echo "ensure-mpi: $missing not found; installing by $manager: $packages" >&2
 install_packages || fail "$manager could not install it"
+check_path
 look || fail "$manager installed none that can be found"
 echo "ensure-mpi: installed" >&2

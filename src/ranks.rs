@@ -117,6 +117,21 @@ pub fn share(count: usize, rank: usize, size: usize) -> Range<usize> {
     first..first + each + usize::from(rank < more)
 }
 
+/// Checks that a step of `batch` things, such as rows, can be cut into `each` parts for each of `ranks` ranks.
+///
+/// # Errors
+/// [`Error::Config`] when there are more parts than things.
+pub fn check_parts(batch: usize, things: &str, ranks: usize, each: usize) -> Result<()> {
+    let parts = ranks.saturating_mul(each);
+    match batch >= parts {
+        true => Ok(()),
+        false => Err(Error::config(format!(
+            "a step of {batch} {things} cannot be cut into {parts} parts ({ranks} ranks, {each} each); take a batch of at least {parts}, or \
+             fewer ranks"
+        ))),
+    }
+}
+
 /// Checks that all ranks say the same of what must be the same, such as the settings of a run and the hash of its data.
 ///
 /// # Errors

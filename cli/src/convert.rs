@@ -377,12 +377,12 @@ impl Work<'_> {
             exchange: Exchange::Gradients,
             lr: Some(args.lr),
             warmup: None,
-            weight_decay: 0.0,
+            weight_decay: Some(0.0),
             precision: args.precision(),
             seed: args.seed(),
             every: args.every.unwrap_or(args.steps.div_ceil(5)),
         };
-        let options = how.options(converted.config.width);
+        let options = how.options(converted.config.width)?;
         let mut resting = teacher.clone();
         tiebeam::nn::Module::freeze(&mut resting, |_| true);
         let mut training = Training::new(converted, &corpus, options)?

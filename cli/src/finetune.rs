@@ -166,7 +166,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         exchange: Exchange::Gradients,
         lr: Some(args.lr),
         warmup: None,
-        weight_decay: 0.0,
+        weight_decay: Some(0.0),
         precision: args.precision,
         seed: args.seed,
         every: args.every.unwrap_or(steps.div_ceil(10)),
@@ -174,7 +174,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     train::made(&args.out)?;
     let before = measured(context, &examples, &tuned, &stop)?;
     context.result(format_args!("before: held out {before:.4} nats an answer's token"));
-    let mut training = Training::new(&tuned, &examples, how.options(tuned.config.width))?
+    let mut training = Training::new(&tuned, &examples, how.options(tuned.config.width)?)?
         .stop(stop)
         .say("adapter", format_args!("{:?}", adapter.config()))
         .say("base", format_args!("{:032x}", base.fingerprint));

@@ -55,6 +55,13 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         .energy(args.energy_key.clone())
         .forces(args.forces_key.clone())
         .stress(args.stress_key.clone());
+    let said = [
+        ("INPUT", if is_standard(&args.input) { "stdin" } else { "a file" }.to_string()),
+        ("--rotations", args.rotations.to_string()),
+        ("--tables", args.tables.to_string()),
+        ("keys", format!("{keys:?}")),
+    ];
+    context.agree(said.map(|(name, value)| (name.to_string(), value)).into())?;
     let opened = context.expect_data(Some(&args.output)).and_then(|()| context.input(&args.input));
     let (input, length) = context.all_done(opened)?;
     let mut reader = Reader::new(input).named(&args.input).keys(keys.clone());
@@ -193,7 +200,8 @@ impl Work<'_> {
         let (mut batches, mut done) = (first, 0);
         while !batches.is_empty() {
             let before: usize = batches.iter().take(rank).map(Vec::len).sum();
-            let own = batches.get(rank).map_or(Ok(Vec::new()), |batch| self.batch(batch, done + before));
+            let own =
+                batches.get(rank).map_or(Ok(Vec::new()), |batch| self.batch(batch, done + before, done));
             let own = context.all_done(own)?;
             for (batch, found) in batches.iter().zip(self.collected(own)?) {
                 for (frame, found) in batch.iter().zip(found) {
@@ -210,10 +218,16 @@ impl Work<'_> {
         Ok(done)
     }
 
-    fn batch(&self, frames: &[Frame], first: usize) -> Result<Vec<Properties>> {
-        unless_stopped(&self.stop, &self.left(first))?;
+    /// Predicts frames, of which the first has this number. `done` have been written.
+    fn batch(&self, frames: &[Frame], first: usize, done: usize) -> Result<Vec<Properties>> {
+        unless_stopped(&self.stop, &self.left(done))?;
         check(self.args, self.calculator.potential(), frames, first)?;
-        self.predict(frames, first)
+        let atoms: Vec<Atoms> = frames.iter().map(Atoms::of).collect();
+        self.calculator.energies_forces_at(&atoms).map_err(|(at, error)| match (at, error) {
+            (_, Error::Stopped { .. }) => Error::stopped(format!("stopped; {}", self.left(done))),
+            (Some(i), error) => named(self.args, first + i, error),
+            (None, error) => error,
+        })
     }
 
     /// What the ranks have found, batch by batch, on rank 0.
@@ -243,16 +257,7 @@ impl Work<'_> {
         })
     }
 
-    fn predict(&self, frames: &[Frame], first: usize) -> Result<Vec<Properties>> {
-        let atoms: Vec<Atoms> = frames.iter().map(Atoms::of).collect();
-        self.calculator.energies_forces_at(&atoms).map_err(|(at, error)| match (at, error) {
-            (_, Error::Stopped { .. }) => Error::stopped(format!("stopped; {}", self.left(first))),
-            (Some(i), error) => named(self.args, first + i, error),
-            (None, error) => error,
-        })
-    }
-
-    /// What has become of the work if it ends after so many frames.
+    /// What has become of the work if it ends when so many frames have been written.
     fn left(&self, frames: usize) -> String {
         match is_standard(&self.args.output) && frames > 0 {
             true => format!("the {frames} frames that were predicted until then were written"),

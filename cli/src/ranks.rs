@@ -47,23 +47,42 @@ pub enum Outcome {
     Failed(tiebeam::Error),
 }
 
+impl Command {
+    /// What ranks compare first: another command tells other things.
+    fn name(&self) -> &'static str {
+        match self {
+            Command::Merge(_) => "merge",
+            Command::Predict(_) => "predict",
+            Command::Train(args) if args.has_data() => "train --data",
+            Command::Train(_) => "train --text",
+            Command::Zoo(_) => "zoo",
+        }
+    }
+}
+
+/// The status of the first rank whose arguments are no command, 0 if they ask for help. That rank prints what is to be said.
+fn usage(ranks: &dyn Ranks, parsed: &Result<Args, clap::Error>) -> Result<Option<u8>> {
+    let own = parsed.as_ref().err().map_or(Vec::new(), |error| vec![error.exit_code() as u8]);
+    let all = ranks.gather(&own)?;
+    let Some(first) = all.iter().position(|code| !code.is_empty()) else { return Ok(None) };
+    if let (true, Err(error)) = (ranks.rank() == first, parsed) {
+        let _ = error.print();
+    }
+    Ok(Some(all[first][0]))
+}
+
 /// Runs a subcommand on this rank, by the arguments of the process. Only rank 0 prints.
 pub fn main_on(ranks: Arc<dyn Ranks>) -> Outcome {
     let parsed = Args::command().try_get_matches().and_then(|matches| Args::from_arg_matches(&matches));
-    let args = match parsed {
-        Ok(args) => args,
-        Err(error) => {
-            if ranks.rank() == 0 {
-                let _ = error.print();
-            }
-            return match error.exit_code() {
-                0 => Outcome::Done,
-                code => Outcome::Usage(code as u8),
-            };
-        }
+    let args = match (usage(&*ranks, &parsed), parsed) {
+        (Ok(None), Ok(args)) => args,
+        (Ok(Some(0)), _) => return Outcome::Done,
+        (Ok(code), _) => return Outcome::Usage(code.unwrap_or(2)),
+        (Err(error), _) => return Outcome::Failed(error),
     };
     let work = |context: &crate::context::Context| -> Result<()> {
         context.describe_ranks();
+        context.agree([("command".to_string(), args.command.name().to_string())].into())?;
         match &args.command {
             Command::Merge(args) => merge::run(args, context),
             Command::Predict(args) => predict::run(args, context),

@@ -2,61 +2,11 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use support::{errors, is_open_mpi, mpirun, on, patient, said};
-use tempfile::TempDir;
-use tiebeam::geometry::xyz::{Frame, Writer};
-use tiebeam::geometry::{Grid, PonitaConfig, Potential};
+use support::{Place, errors, is_open_mpi, model, mpirun, patient, program, run, said, tensors, two};
 use tiebeam::store::File;
-
-/// The command under test.
-fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_tiebeam-mpi"))
-}
-
-/// A folder with a text and settings of a small model.
-struct Place(TempDir);
-
-impl Place {
-    fn new() -> Place {
-        let place = Place(tempfile::tempdir().unwrap());
-        let text: String = (0..4000u64).map(|i| char::from(b'a' + (i * i / 3 % 17) as u8)).collect();
-        std::fs::write(place.path("text.txt"), &text).unwrap();
-        std::fs::write(place.path("other.txt"), text.replace('b', "x")).unwrap();
-        let model = "width = 32\nheads = 2\ndepth = 4\ncontext = 16\nhidden = 64\nsharing = \"tied\"\n";
-        std::fs::write(place.path("lm.toml"), model).unwrap();
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
-    /// The arguments of a training into a folder of this name.
-    fn train(&self, out: &str, more: &[&str]) -> Vec<String> {
-        let fixed =
-            ["train", "--model", &self.text("lm.toml"), "--text", &self.text("text.txt")].map(String::from);
-        let rest =
-            ["--out", &self.text(out), "--batch", "8", "--steps", "30", "--every", "10"].map(String::from);
-        fixed.into_iter().chain(rest).chain(more.iter().map(ToString::to_string)).collect()
-    }
-}
-
-fn run(ranks: usize, arguments: &[String]) -> Output {
-    on(ranks, program(), &arguments.iter().map(String::as_str).collect::<Vec<_>>())
-}
-
-/// The tensors of a file, as bytes.
-fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let file = File::open(path).unwrap();
-    file.names().map(|name| (name.to_string(), file.bytes(name).unwrap().to_vec())).collect()
-}
 
 fn points(place: &Place, out: &str) -> Vec<[f64; 2]> {
     let text = std::fs::read_to_string(place.path(out).join("curve.jsonl")).unwrap();
@@ -194,12 +144,19 @@ fn shim(place: &Place, name: &str, text: &str) {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 }
 
-/// `mpirun` stands for Slurm's `srun`, and `scontrol` writes down what it is asked.
+/// `mpirun` stands for Slurm's `srun`, which takes these options and no others. It ends early where there is a file `early`, as a rank does
+/// that gets a signal before it listens. `scontrol` writes down what it is asked.
 #[test]
 fn the_script_for_slurm_goes_on_after_its_time_limit() {
     let place = Place::new();
     let asked = place.path("asked");
-    shim(&place, "srun", "while [ \"${1#--}\" != \"$1\" ]; do shift; done; exec mpirun -n 2 \"$@\"");
+    let early = place.path("early");
+    let srun = format!(
+        "[ \"$1 $2 $3 $4 $5\" = '--mpi=pmix --gpu-bind=none --cpus-per-task=3 --kill-on-bad-exit=0 --wait=60' ] || exit 9\nshift 5\n\
+         if [ -f '{}' ]; then exit 143; fi\nexec mpirun -n 2 \"$@\"",
+        early.display()
+    );
+    shim(&place, "srun", &srun);
     shim(&place, "scontrol", &format!("echo \"$@\" >>'{}'", asked.display()));
     // The ranks have a name by which they are found.
     let alias = place.path("tiebeam-slurm");
@@ -209,7 +166,8 @@ fn the_script_for_slurm_goes_on_after_its_time_limit() {
     let job = || {
         let mut job = Command::new("sh");
         job.envs(mpirun().get_envs().map(|(name, value)| (name, value.unwrap())));
-        job.envs([("PATH", &*path), ("SLURM_JOB_ID", "42")]).env("TIEBEAM_MPI", &alias).arg(&script);
+        job.envs([("PATH", &*path), ("SLURM_JOB_ID", "42"), ("SLURM_CPUS_PER_TASK", "3")]);
+        job.env("TIEBEAM_MPI", &alias).arg(&script);
         job.args(["lm.toml", "text.txt", "out"].map(|name| place.path(name)));
         job.args(["--batch", "8", "--steps", "700", "--every", "10"])
             .stdout(Stdio::piped())
@@ -222,9 +180,68 @@ fn the_script_for_slurm_goes_on_after_its_time_limit() {
     let first = first.wait_with_output().unwrap();
     assert_eq!(first.status.code(), Some(130), "{}", said(&first));
     assert_eq!(std::fs::read_to_string(&asked).unwrap(), "requeue 42\n");
+    std::fs::write(&early, "").unwrap();
+    assert_eq!(job().wait_with_output().unwrap().status.code(), Some(143));
+    assert_eq!(std::fs::read_to_string(&asked).unwrap(), "requeue 42\n".repeat(2));
+    std::fs::remove_file(&early).unwrap();
     let second = job().wait_with_output().unwrap();
     assert!(second.status.success() && said(&second).contains("goes on after step "), "{}", said(&second));
-    assert_eq!(std::fs::read_to_string(&asked).unwrap(), "requeue 42\n", "only once");
+    assert_eq!(std::fs::read_to_string(&asked).unwrap(), "requeue 42\n".repeat(2), "no more");
+}
+
+/// Ranks with other words than rank 0's are told apart before they take each other's messages for something else.
+#[test]
+fn ranks_of_other_commands_are_told() {
+    let place = Place::new();
+    std::fs::write(place.path("rows.safetensors"), "none").unwrap();
+    for seed in 0..2 {
+        model(&place.path(&format!("m{seed}.safetensors")), seed);
+    }
+    let recipe = "merge_method: linear\nmodels:\n- {model: m0.safetensors, parameters: {weight: 1}}\n- {model: m1.safetensors, \
+                  parameters: {weight: 1}}\n";
+    std::fs::write(place.path("a.yaml"), recipe).unwrap();
+    std::fs::write(place.path("b.yaml"), recipe.replace("weight: 1}}\n-", "weight: 2}}\n-")).unwrap();
+    let words = |text: String| text.split(' ').map(String::from).collect::<Vec<String>>();
+    let train = place.train("out", &[]);
+    let merge = |file: &str| words(format!("merge {} --out {}", place.text(file), place.text("out")));
+    let zoo = |more: &str| {
+        let (text, out) = (place.text("text.txt"), place.text("out"));
+        words(format!("zoo lm --text {text} --out {out} --scale tiny --variants tied --steps 3 {more}"))
+    };
+    let predict =
+        |more: &str| words(format!("predict none {} {}{more}", place.text("text.txt"), place.text("out")));
+    let data: Vec<String> =
+        train.iter().map(|word| if word == "--text" { "--data".into() } else { word.clone() }).collect();
+    let cases = [
+        (&train, merge("a.yaml"), "`command` is 'merge' there and 'train --text' on rank 0"),
+        (&train, data, "`command` is 'train --data' there and "),
+        (&merge("a.yaml"), merge("b.yaml"), "`the recipe` is '"),
+        (
+            &merge("a.yaml"),
+            [merge("a.yaml"), words("--shard-size 1MB".into())].concat(),
+            "`--shard-size` is '1000000' there",
+        ),
+        (
+            &merge("a.yaml"),
+            [merge("a.yaml"), words("--dry-run".into())].concat(),
+            "`--dry-run` is 'true' there",
+        ),
+        (&zoo("--seeds 1"), zoo("--seeds 1,2"), "`--seeds` is '{1, 2}' there and '{1}' on rank 0"),
+        (&zoo("--seeds 1"), zoo("--seeds 1 --precision f16"), "`--precision` is 'f16' there"),
+        (&predict(""), predict(" --rotations 8"), "`--rotations` is '8' there"),
+        (&predict(""), predict(" --energy-key E"), "`keys` is "),
+    ];
+    for (i, (first, second, wanted)) in cases.iter().enumerate() {
+        let output = two(first, second, &[]);
+        let told = errors(&output);
+        assert!(!output.status.success() && told.len() == 1, "case {i}: {}", said(&output));
+        let start = format!("rank 1 is of another run than rank 0: {wanted}");
+        assert!(told[0].starts_with(&start), "case {i}: {}", told[0]);
+    }
+    // Arguments that are none on one rank only.
+    let usage = two(&train, &words("train --nothing".into()), &[]);
+    assert!(!usage.status.success(), "{}", said(&usage));
+    assert_eq!(said(&usage).matches("unexpected argument '--nothing'").count(), 1, "{}", said(&usage));
 }
 
 #[test]
@@ -232,11 +249,6 @@ fn mistakes_are_said_once() {
     let place = Place::new();
     let text = |arguments: &[String], from: &str, to: &str| {
         arguments.iter().map(|word| word.replace(from, to)).collect::<Vec<String>>()
-    };
-    let two = |first: &[String], second: &[String], env: &[&str]| {
-        let mut job = mpirun();
-        job.args(["-n", "1"]).arg(program()).args(first).args([":", "-n", "1"]);
-        job.args(env).arg(program()).args(second).output().unwrap()
     };
     let good = place.train("out", &[]);
     let cases = [
@@ -272,6 +284,13 @@ fn mistakes_are_said_once() {
         assert!(told.len() == 1 && told[0].starts_with(wanted), "case {i}: {}", said(output));
     }
     assert!(!place.path("out").exists(), "nothing was written");
+    // What all ranks find in the midst of the steps, by gradients and by scalars.
+    for exchange in ["gradients", "scalars"] {
+        let output = run(2, &place.train(exchange, &["--lr", "1e38", "--exchange", exchange]));
+        let told = errors(&output);
+        assert!(!output.status.success() && told.len() == 1, "{}", said(&output));
+        assert!(told[0].contains("smaller learning rate"), "{told:?}");
+    }
     let usage = run(2, &["bench".to_string()]);
     assert_eq!(said(&usage).matches("unrecognized subcommand 'bench'").count(), 1, "{}", said(&usage));
 }
@@ -321,29 +340,20 @@ fn digest(output: &Output) -> String {
     line.split(' ').nth(1).unwrap().to_string()
 }
 
-/// Ranks tell each other one byte a step, and end with equal hashes, also where one has another driver.
-#[test]
-fn scalars_end_with_equal_hashes_also_on_two_drivers() {
-    let place = Place::new();
+/// The arguments of a training of a network on rows.
+fn rows_of(place: &Place, out: &str, exchange: &str) -> Vec<String> {
     classes(&place.path("rows.safetensors"));
     std::fs::write(place.path("net.toml"), "layers = [12, 3]\n").unwrap();
-    let network = |out: &str, exchange: &str| {
-        let words = ["train", "--model", &place.text("net.toml"), "--data", &place.text("rows.safetensors")]
-            .map(String::from);
-        let more = [
-            "--out",
-            &place.text(out),
-            "--batch",
-            "32",
-            "--steps",
-            "400",
-            "--every",
-            "200",
-            "--exchange",
-            exchange,
-        ];
-        words.into_iter().chain(more.map(String::from)).collect::<Vec<String>>()
-    };
+    let (model, data, out) = (place.text("net.toml"), place.text("rows.safetensors"), place.text(out));
+    let words = ["train", "--model", &model, "--data", &data, "--out", &out, "--exchange", exchange];
+    let more = ["--batch", "32", "--steps", "400", "--every", "200"];
+    words.iter().chain(&more).map(ToString::to_string).collect()
+}
+
+/// Ranks tell each other one byte a step, and end with equal hashes.
+#[test]
+fn scalars_end_with_equal_hashes() {
+    let place = Place::new();
     let accuracy = |output: &Output| {
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         let line =
@@ -351,225 +361,38 @@ fn scalars_end_with_equal_hashes_also_on_two_drivers() {
         line.split(' ').next().unwrap().parse::<f64>().unwrap()
     };
     for exchange in ["gradients", "scalars", "scalars:8"] {
-        let output = run(3, &network(exchange, exchange));
+        let output = run(3, &rows_of(&place, exchange, exchange));
         assert!(output.status.success(), "{}", said(&output));
         assert!(accuracy(&output) > 0.9, "{exchange}: {}", accuracy(&output));
         assert!(said(&output).contains(" on all 3 ranks"), "{}", said(&output));
     }
-    let again = run(3, &network("again", "scalars:8"));
+    let again = run(3, &rows_of(&place, "again", "scalars:8"));
     let model = |out: &str| tensors(&place.path(out).join("model.safetensors"));
     assert!(again.status.success() && model("again") == model("scalars:8"));
-    // The second driver is Mesa's OpenGL, whose compiler gets the kernels as GLSL.
-    let two = |arguments: Vec<String>| {
-        let mut job = mpirun();
-        job.args(["-n", "1"]).arg(program()).args(&arguments).args([
-            ":",
-            "-n",
-            "1",
-            "env",
-            "TIEBEAM_BACKEND=gl",
-        ]);
-        job.arg(program()).args(&arguments).output().unwrap()
-    };
-    let has_gl = Command::new(program())
-        .env("TIEBEAM_BACKEND", "gl")
-        .args(network("gl", "scalars:8"))
-        .output()
-        .unwrap();
-    if !has_gl.status.success() {
-        // A machine may have no OpenGL.
-        assert!(errors(&has_gl)[0].contains("no GPU adapter"), "{}", said(&has_gl));
+}
+
+/// Also where one has another driver: Mesa's OpenGL, whose compiler gets the kernels as GLSL. A machine without it says so.
+#[test]
+fn scalars_end_with_equal_hashes_on_two_drivers() {
+    let place = Place::new();
+    let arguments = rows_of(&place, "both", "scalars:8");
+    let alone = Command::new(program()).env("TIEBEAM_BACKEND", "gl").args(&arguments).output().unwrap();
+    if !alone.status.success() {
+        assert!(errors(&alone)[0].contains("no GPU adapter"), "{}", said(&alone));
+        let text = "SKIPPED: scalars_end_with_equal_hashes_on_two_drivers, since this machine has no adapter of OpenGL\n";
+        // Not `eprint`, which is shown for tests that fail only.
+        std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes()).unwrap();
         return;
     }
-    let both = two(network("both", "scalars:8"));
+    std::fs::remove_dir_all(place.path("both")).unwrap();
+    let gl = ["env", "TIEBEAM_BACKEND=gl"];
+    let both = two(&arguments, &arguments, &gl);
     assert!(both.status.success() && digest(&both).len() == 32, "{}", said(&both));
-    assert!(
-        said(&both).contains(" on all 2 ranks") && !said(&both).contains("had other parameters"),
-        "{}",
-        said(&both)
-    );
-    let language = two(place.train("lm", &["--exchange", "scalars:8"]));
+    let language = place.train("lm", &["--exchange", "scalars:8"]);
+    let language = two(&language, &language, &gl);
     assert!(language.status.success(), "{}", said(&language));
-    assert!(
-        said(&language).contains(" on all 2 ranks") && !said(&language).contains("had other"),
-        "{}",
-        said(&language)
-    );
-}
-
-/// Models of a few tensors.
-fn model(path: &Path, seed: u64) {
-    let mut rng = tiebeam::Rng::new(seed);
-    let shapes = [vec![64, 64], vec![300, 20], vec![7], vec![50, 33], vec![128, 1], vec![1000, 60]];
-    let mut all = Vec::new();
-    for (i, shape) in shapes.iter().enumerate() {
-        let mut values = vec![0.0; shape.iter().product()];
-        rng.fill_normal(&mut values);
-        all.push((format!("layer.{i}.weight"), shape.clone(), values));
+    for output in [both, language] {
+        let told = said(&output);
+        assert!(told.contains(" on all 2 ranks") && !told.contains("had other parameters"), "{told}");
     }
-    let entries =
-        all.iter().map(|(name, shape, values)| tiebeam::store::Entry::f32(name.clone(), shape, values));
-    tiebeam::store::save(path, entries, &Default::default()).unwrap();
-}
-
-fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut all: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
-        .collect();
-    all.sort();
-    all
-}
-
-#[test]
-fn merges_have_the_bytes_of_one_rank() {
-    let place = Place::new();
-    for seed in 0..3 {
-        model(&place.path(&format!("m{seed}.safetensors")), seed);
-    }
-    let config = "merge_method: ties\nbase_model: m0.safetensors\nmodels:\n- {model: m1.safetensors, parameters: {weight: 1, density: 0.3}}\n- {model: \
-                  m2.safetensors, parameters: {weight: 0.5, density: 0.5}}\n";
-    std::fs::write(place.path("m.yaml"), config).unwrap();
-    let merge = |ranks: usize, out: &str| {
-        let words = ["merge", &place.text("m.yaml"), "--out", &place.text(out), "--shard-size", "100kB"]
-            .map(String::from);
-        run(ranks, &words)
-    };
-    for (ranks, out) in [(1, "one"), (2, "two"), (4, "four")] {
-        let output = merge(ranks, out);
-        assert!(output.status.success(), "{}", said(&output));
-    }
-    let one = files(&place.path("one"));
-    assert!(one.len() > 4 && one == files(&place.path("two")) && one == files(&place.path("four")));
-    // What one rank finds wrong with its tensor is said, and nothing is left.
-    let mut bytes = std::fs::read(place.path("m1.safetensors")).unwrap();
-    let end = bytes.len();
-    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    std::fs::write(place.path("m1.safetensors"), bytes).unwrap();
-    let output = merge(3, "bad");
-    let told = errors(&output);
-    assert!(told.len() == 1 && told[0].contains("has NaN or infinity at element "), "{}", said(&output));
-    assert!(!place.path("bad").exists());
-}
-
-#[test]
-fn a_zoos_runs_are_shared() {
-    let place = Place::new();
-    let zoo = |ranks: usize, out: &str| {
-        let words = [
-            "zoo",
-            "lm",
-            "--text",
-            &place.text("text.txt"),
-            "--out",
-            &place.text(out),
-            "--scale",
-            "tiny",
-            "--steps",
-            "4",
-        ];
-        let more = ["--seeds", "1,2", "--variants", "none,tied,narrow-4", "-q"];
-        run(ranks, &words.iter().chain(&more).map(ToString::to_string).collect::<Vec<_>>())
-    };
-    for (ranks, out) in [(1, "one"), (3, "three")] {
-        let output = zoo(ranks, out);
-        assert!(output.status.success(), "{}", said(&output));
-    }
-    let results = |out: &str| {
-        let text = std::fs::read_to_string(place.path(out).join("results.jsonl")).unwrap();
-        let line = |line: &str| {
-            let mut json: serde_json::Value = serde_json::from_str(line).unwrap();
-            json.as_object_mut().unwrap().remove("seconds");
-            json.to_string()
-        };
-        text.lines().map(line).collect::<Vec<String>>()
-    };
-    assert_eq!(results("one"), results("three"));
-    assert_eq!(results("one").len(), 6);
-    let again = zoo(2, "three");
-    assert!(again.status.success() && results("three").len() == 6);
-}
-
-/// Clusters of copper and oxygen near a lattice.
-fn clusters(count: usize) -> Vec<Frame> {
-    let mut rng = tiebeam::Rng::new(5);
-    let mut one = |i: usize| {
-        let mut draws = [0.0; 3 * 64];
-        rng.fill_normal(&mut draws);
-        let place = |atom: usize, k: usize| [atom % 4, atom / 4 % 4, atom / 16][k] as f64;
-        let at = |atom: usize| {
-            std::array::from_fn(|k| 2.4 * (place(atom, k) + 0.1 * f64::from(draws[3 * atom + k])))
-        };
-        Frame {
-            energy: Some(-200.0 + i as f64),
-            positions: (0..64).map(at).collect(),
-            forces: Some(vec![[0.5, -0.5, 0.25]; 64]),
-            species: (0..64).map(|atom| if atom % 3 == 0 { 8 } else { 29 }).collect(),
-            ..Frame::default()
-        }
-    };
-    (0..count).map(&mut one).collect()
-}
-
-/// A small untrained potential for them.
-fn potential(frames: &[Frame], path: &Path) {
-    let gpu = tiebeam::Gpu::open().unwrap();
-    let config = PonitaConfig::default().channels(8).hidden(8).basis(8).layers(1).radius(Some(4.0));
-    let mut rng = tiebeam::Rng::new(3);
-    let mut potential = Potential::new(&gpu, frames, config, Grid::icosahedron(), &mut rng).unwrap();
-    let batch = potential.batch(&frames.iter().collect::<Vec<_>>()).unwrap();
-    potential.net.calibrate(&batch.graph, &batch.input).unwrap();
-    potential.save(path).unwrap();
-}
-
-#[test]
-fn predictions_have_the_bytes_of_one_rank() {
-    let place = Place::new();
-    let frames = clusters(70);
-    potential(&frames[..2], &place.path("model.safetensors"));
-    let write = |name: &str, frames: &[Frame]| {
-        let mut bytes = Vec::new();
-        let mut writer = Writer::new(&mut bytes, name);
-        frames.iter().try_for_each(|frame| writer.write(frame)).unwrap();
-        std::fs::write(place.path(name), &bytes).unwrap();
-        String::from_utf8(bytes).unwrap()
-    };
-    let text = write("in.xyz", &frames);
-    let predict = |ranks: usize, input: &str, out: &str| {
-        let words = ["predict", &place.text("model.safetensors"), &place.text(input), &place.text(out)]
-            .map(String::from);
-        run(ranks, &words)
-    };
-    for (ranks, out) in [(1, "one.xyz"), (2, "two.xyz"), (4, "four.xyz")] {
-        let output = predict(ranks, "in.xyz", out);
-        assert!(output.status.success(), "{}", said(&output));
-    }
-    let read = |name: &str| std::fs::read(place.path(name)).unwrap();
-    assert!(
-        read("one.xyz").len() > 10_000
-            && read("one.xyz") == read("two.xyz")
-            && read("one.xyz") == read("four.xyz")
-    );
-    // Rank 0's stdin is everyone's. MPICH's mpirun gives up on more than a pipe holds.
-    write("few.xyz", &frames[..2]);
-    assert!(predict(1, "few.xyz", "few-out.xyz").status.success());
-    let mut job = mpirun();
-    job.args(["-n", "3"]).arg(program()).args([
-        "predict",
-        &place.text("model.safetensors"),
-        "-",
-        &place.text("piped.xyz"),
-    ]);
-    let output = job.stdin(std::fs::File::open(place.path("few.xyz")).unwrap()).output().unwrap();
-    assert!(output.status.success() && read("piped.xyz") == read("few-out.xyz"), "{}", said(&output));
-    // A frame that cannot be predicted, in a batch of rank 1.
-    let mut text = text;
-    let at = text.match_indices("\nCu ").nth(42 * 40).unwrap().0 + 1;
-    text.replace_range(at..at + 2, "U");
-    std::fs::write(place.path("bad.xyz"), text).unwrap();
-    let output = predict(3, "bad.xyz", "bad-out.xyz");
-    let told = errors(&output);
-    assert!(told.len() == 1 && told[0].contains("frame 40"), "{}", said(&output));
-    assert!(!place.path("bad-out.xyz").exists());
 }

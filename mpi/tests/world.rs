@@ -7,9 +7,9 @@ use std::sync::Arc;
 use support::{mpirun, said};
 use tiebeam::nn::{Init, Linear, Module};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
-use tiebeam::ranks::{Ranks, collect, share};
+use tiebeam::ranks::{Ranks, all_done, collect, share};
 use tiebeam::train::Trainer;
-use tiebeam::{Gpu, Options, Rng, Tensor};
+use tiebeam::{Error, Gpu, Options, Rng, Tensor};
 use tiebeam_mpi::World;
 
 /// Set in the ranks.
@@ -149,4 +149,41 @@ fn ranks_train_to_the_same_bits() {
     for loss in &losses {
         assert!((loss - losses[0]).abs() < 1e-5, "{losses:?}");
     }
+}
+
+/// Runs a program by [`tiebeam_mpi::run`] on three ranks. Returns what all have said.
+fn ended(test: &str, work: impl FnOnce(Arc<World>) -> tiebeam::Result<()>) -> String {
+    if std::env::var_os(RANK).is_some() {
+        let status = tiebeam_mpi::run(work);
+        // The rest of the test is the first process's.
+        tiebeam::exit::at_once(i32::from(status != std::process::ExitCode::SUCCESS));
+    }
+    let mut command = mpirun();
+    command.env(RANK, "1").args(["-n", "3"]).arg(std::env::current_exe().unwrap());
+    let output = command.args(["--exact", test, "--nocapture", "--test-threads", "1"]).output().unwrap();
+    assert!(!output.status.success(), "{}", said(&output));
+    said(&output)
+}
+
+/// A rank that returns would else wait in MPI's last call for the others, which wait for it.
+#[test]
+fn an_error_that_one_rank_knows_of_ends_all() {
+    let told = ended("an_error_that_one_rank_knows_of_ends_all", |world| {
+        if world.rank() == 1 {
+            return Err(Error::config("the disk is full"));
+        }
+        world.barrier();
+        Ok(())
+    });
+    assert_eq!(told.matches("error: rank 1: the disk is full").count(), 1, "{told}");
+}
+
+#[test]
+fn an_error_that_all_know_of_is_said_once() {
+    let told = ended("an_error_that_all_know_of_is_said_once", |world| {
+        let own = if world.rank() == 1 { Err(Error::config("no such file")) } else { Ok(()) };
+        all_done(&*world, own)
+    });
+    assert_eq!(told.matches("error: ").count(), 1, "{told}");
+    assert!(told.contains("error: rank 1: no such file\n"), "{told}");
 }

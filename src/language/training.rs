@@ -11,7 +11,7 @@ use crate::optim::{
     AdamW, AdamWConfig, Exchange, Group, LossScale, Optimizer, Scalars, ScalarsConfig, Schedule,
 };
 use crate::precision::{Precision, autocast};
-use crate::ranks::{Alone, Ranks, agree, known};
+use crate::ranks::{Alone, Ranks, agree, check_parts, known};
 use crate::rng::Rng;
 use crate::setters::setters;
 use crate::tensor::Tensor;
@@ -111,7 +111,7 @@ pub enum Progress<'a> {
     Step(&'a Report),
     /// Held-out tokens were measured, so many of how many.
     Measured(usize, usize),
-    /// This rank's parameters had other bits than rank 0's, although all had the same gradients, as with different drivers. Rank 0's are
+    /// The parameters of the rank of this number had other bits than rank 0's, although all had the same gradients, as with different drivers. Rank 0's are
     /// taken.
     Drifted(usize),
     /// A point of the curve was reached, and the checkpoint written if there is one.
@@ -212,9 +212,12 @@ impl<'a> Training<'a> {
         Ok(training)
     }
 
-    /// Trains on several ranks: each has its part of every batch, and of what is measured. Parameters, losses and the curve are the same on
-    /// all of them; the first one writes the checkpoint. The batches are those of one rank, so that a run can go on with another number
-    /// of ranks.
+    /// Trains on several ranks: each has its part of every batch, and of what is measured. Parameters are the same on all of them, and by
+    /// gradients losses and the curve are too; by scalars a loss is the rank's own, and the curve that is kept is the first one's, which
+    /// writes the checkpoint. The batches are those of one rank, so that a run can go on with another number of ranks.
+    ///
+    /// Experts count their capacity in the tokens of a rank's part. What a model draws in its forward pass, such as the noise of its
+    /// experts, is the same on every rank.
     ///
     /// # Errors
     /// [`Error::Config`] when a step has fewer windows than ranks times [`TrainingOptions::accumulate`].
@@ -230,15 +233,7 @@ impl<'a> Training<'a> {
     }
 
     fn check_parts(&self) -> Result<()> {
-        let TrainingOptions { batch, accumulate, .. } = self.options;
-        let (ranks, parts) = (self.ranks.size(), self.parts());
-        match batch >= parts {
-            true => Ok(()),
-            false => Err(Error::config(format!(
-                "a step of {batch} windows cannot be cut into {parts} parts ({ranks} ranks, {accumulate} each); take a batch of at least \
-                 {parts}, or fewer ranks"
-            ))),
-        }
+        check_parts(self.options.batch, "windows", self.ranks.size(), self.options.accumulate)
     }
 
     /// Compares what the ranks were told to do: model, options, data and version. [`Training::run`] and [`Training::resume`] do it if
@@ -414,12 +409,8 @@ impl<'a> Training<'a> {
 
     /// Takes rank 0's parameters where a rank's have become others.
     fn mend(&mut self, on: &mut dyn FnMut(Progress) -> Result<()>) -> Result<()> {
-        let model = Trained(self.model.parameters().trainable());
-        if let Some(rank) = self.trainer.differs(&model)? {
-            on(Progress::Drifted(rank))?;
-            self.trainer.share_state(&model)?;
-        }
-        Ok(())
+        let drifted = self.trainer.mend(&Trained(self.model.parameters().trainable()))?;
+        drifted.map_or(Ok(()), |rank| on(Progress::Drifted(rank)))
     }
 
     /// Whether the curve has a point at this step and it has not been measured, as when a run was stopped there.

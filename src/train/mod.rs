@@ -88,7 +88,9 @@
 //! the ranks of an MPI job by `tiebeam-mpi`. All ranks run the same program and take the same steps. Each computes the losses of its own
 //! part of the batch; the gradients are summed in the order of the ranks, so that parameters stay the same bits everywhere. The random
 //! generator is the same on all ranks too: draw the whole batch and take this rank's part of it, [`ranks::share`](crate::ranks::share),
-//! and the run can go on with another number of ranks. Checkpoints are rank 0's.
+//! and the run can go on with another number of ranks. Every loss counts alike, so where parts have different numbers of rows, scale a
+//! part's mean loss by its rows times the number of parts over the rows of the batch. Buffers, such as the running means of
+//! [`BatchNorm`](crate::nn::BatchNorm), follow a rank's own part; checkpoints are rank 0's.
 //!
 //! # What keeps a loop of its own
 //!
@@ -299,9 +301,10 @@ impl Trainer {
         Trainer { parts: losses, ..self }
     }
 
-    /// Trains together with other processes, which run the same program: gradients, losses and values are means over the ranks, a flag of
-    /// [`Trainer::stop`] on one rank stops all of them after the same step, and what fails on one fails on all. [`Trainer::save`] and
-    /// [`Trainer::load`] are then called by all ranks too.
+    /// Trains together with other processes, which run the same program: gradients, losses and values are means over the ranks, and a flag
+    /// of [`Trainer::stop`] on one rank stops all of them after the same step. A batch, a loss or an exchange that fails on one rank fails
+    /// on all; what else a rank returns early for, such as an error of `report`, the others do not hear of, and whoever runs the ranks must
+    /// end them (`tiebeam_mpi::run` does). [`Trainer::save`] and [`Trainer::load`] are then called by all ranks too.
     #[must_use]
     pub fn ranks(self, ranks: Arc<dyn Ranks>) -> Trainer {
         Trainer { ranks, ..self }

@@ -301,7 +301,7 @@ impl Trainer {
         let scalars = self.optimizer.scalars().map_or_else(String::new, |scalars| {
             let config = scalars.config();
             format!(
-                ", {} samples, byte {}, eps {}, seed {}",
+                ", samples {}, byte {}, eps {}, seed {}",
                 config.samples, config.byte, config.eps, config.seed
             )
         });
@@ -371,7 +371,7 @@ impl Trainer {
     }
 
     /// The first rank whose parameters are other bits than rank 0's, if there is one. Gradients are the same everywhere, but drivers may
-    /// round an optimizer's division or root differently. [`Trainer::share_state`] makes them the same again.
+    /// round an optimizer's division or root differently. [`Trainer::mend`] makes them the same again.
     ///
     /// # Errors
     /// When a rank or the device fails.
@@ -381,6 +381,18 @@ impl Trainer {
         }
         let all = together(&*self.ranks, hash(model).map(|hash| hash.to_le_bytes().to_vec()))?;
         Ok(all.iter().position(|own| *own != all[0]))
+    }
+
+    /// Where a rank's parameters are other bits than rank 0's, shares rank 0's state. Returns the first such rank.
+    ///
+    /// # Errors
+    /// As [`Trainer::differs`] and [`Trainer::share_state`].
+    pub fn mend(&mut self, model: &(impl Module + ?Sized)) -> Result<Option<usize>> {
+        let differs = self.differs(model)?;
+        if differs.is_some() {
+            self.share_state(model)?;
+        }
+        Ok(differs)
     }
 
     /// A hash of the parameters' bits, which is the same on every rank.

@@ -296,8 +296,8 @@ fn parameters_that_drifted_are_found_and_mended() {
         let (net, adamw) = net(1 + world.rank() as u64);
         let mut trainer = Trainer::new(adamw).ranks(world);
         assert_eq!(trainer.differs(&net).unwrap(), Some(1));
-        trainer.share_state(&net).unwrap();
-        assert_eq!(trainer.differs(&net).unwrap(), None);
+        assert_eq!(trainer.mend(&net).unwrap(), Some(1));
+        assert_eq!((trainer.differs(&net).unwrap(), trainer.mend(&net).unwrap()), (None, None));
     });
 }
 
@@ -441,8 +441,8 @@ fn ranks_of_other_models_are_told_before_anything_travels() {
     let wanted = [
         "`bias` is 'tensor 1, f32 [7]' there and 'tensor 1, f32 [6]' on rank 0",
         "`bias` is not said there and 'tensor 1, f32 [6]' on rank 0",
-        "`optimizer` is 'sgd' there and 'scalars, 1 samples, ",
-        "`optimizer` is 'scalars, 2 samples, ",
+        "`optimizer` is 'sgd' there and 'scalars, samples 1, ",
+        "`optimizer` is 'scalars, samples 2, ",
         "`steps` is '4' there and '3' on rank 0",
         "`rate` is '1.5' there and '0.5' on rank 0",
     ];

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::files::{parse_size, size};
-use tiebeam::merge::aligned::Aligned;
+use tiebeam::merge::aligned::{Aligned, Found};
 use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Task;
 use tiebeam::merge::job::{Job, Output};
 use tiebeam::merge::method::Method;
 use tiebeam::merge::{Architecture, MergeConfig, Shards, Weights};
 use tiebeam::{Error, Gpu, Result};
+use twox_hash::XxHash3_128;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,6 +59,12 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let read = context.read(&args.config);
     let text = if is_standard(&args.config) { read? } else { context.all_done(read)? };
     let job = context.all_done(open(args, &text))?;
+    let said = [
+        ("the recipe", format!("{:032x}", XxHash3_128::oneshot(text.as_bytes()))),
+        ("--shard-size", args.shard_size.to_string()),
+        ("--dry-run", (args.dry_run || args.out.is_none()).to_string()),
+    ];
+    context.agree(said.map(|(name, value)| (name.to_string(), value)).into())?;
     if args.dry_run {
         context.result(job.describe(args.shard_size).trim_end());
         context.record(&plan(&job, args.shard_size))?;
@@ -86,12 +93,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             return Ok(());
         }
     }
-    let aligned = job
-        .config
-        .align
-        .as_ref()
-        .map(|settings| align(&gpu, &job, settings, context, &stopped))
-        .transpose()?;
+    let aligned =
+        job.config.align.as_ref().map(|how| align(&gpu, &job, how, context, &stopped)).transpose()?;
     let boxed = aligned.as_ref().map(|aligned| aligned.sources(&job)).unwrap_or_default();
     let sources = match aligned {
         Some(_) => boxed.iter().map(|source| &**source).collect(),
@@ -149,7 +152,11 @@ fn align(gpu: &Gpu, job: &Job, settings: &Align, context: &Context, stopped: &At
         unless_stopped(stopped, "nothing was written")
     });
     bar.finish_and_clear();
-    let aligned = aligned?;
+    let aligned = match job.config.is_by_tensors() {
+        true => agreed(context, aligned)?,
+        // Rank 0 is by itself.
+        false => aligned?,
+    };
     for (model, matching) in job.models.iter().zip(&aligned.matchings) {
         let Some(m) = matching else { continue };
         let path = model.path.display();
@@ -169,6 +176,18 @@ fn align(gpu: &Gpu, job: &Job, settings: &Align, context: &Context, stopped: &At
             "moved": moved, "sweeps": m.sweeps, "exact": m.exact, "similarity": m.similarity,
         }))?;
     }
+    Ok(aligned)
+}
+
+/// Every rank aligns for itself, by the same search on its own adapter: they must have found the same.
+fn agreed(context: &Context, own: Result<Aligned>) -> Result<Aligned> {
+    let aligned = context.all_done(own)?;
+    let order = |found: &Option<Found>| found.as_ref().map(|found| found.permutation.clone());
+    let orders = format!("{:?}", aligned.matchings.iter().map(order).collect::<Vec<_>>());
+    let hash = format!("{:032x}", XxHash3_128::oneshot(orders.as_bytes()));
+    context.agree(
+        [("the alignment (adapters of several kinds may round differently)".to_string(), hash)].into(),
+    )?;
     Ok(aligned)
 }
 

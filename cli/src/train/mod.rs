@@ -12,6 +12,7 @@ use tiebeam::language::{Corpus, Point, Progress, Training, TrainingOptions};
 use tiebeam::models::lm::{Lm, LmConfig};
 use tiebeam::nn::Module;
 use tiebeam::optim::Exchange;
+use tiebeam::ranks::on_first;
 use tiebeam::text::Words;
 use tiebeam::{Error, Gpu, Precision, Result, Rng, files};
 
@@ -50,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "data", conflicts_with = "data")]
     text: Vec<PathBuf>,
     /// Labelled rows to train a network on: safetensors with inputs [rows, ..] and labels [rows]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["precision", "validation", "tokenizer", "sample"])]
     data: Option<PathBuf>,
     /// Name of the inputs in --data; integers are divided by the largest
     #[arg(long, default_value = "x", requires = "data")]
@@ -80,7 +81,7 @@ pub struct Args {
     sample: String,
 }
 
-/// Options of every training of a language model.
+/// Options of every training.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Training")]
 pub struct How {
@@ -99,10 +100,10 @@ pub struct How {
     /// Steps until it is reached [default: a tenth]
     #[arg(long)]
     pub warmup: Option<u64>,
-    /// Weight decay of matrices
-    #[arg(long, default_value_t = 0.1)]
-    pub weight_decay: f32,
-    /// Products and activations in f32, or in f16 or bf16 with f32 sums, weights and optimizer
+    /// Weight decay of matrices; scalars have none [default: 0.1]
+    #[arg(long)]
+    pub weight_decay: Option<f32>,
+    /// Products and activations in f32, or in f16 or bf16 with f32 sums, weights and optimizer; not with --data
     #[arg(long, default_value_t = Precision::F32)]
     pub precision: Precision,
     /// What ranks tell each other in a step: gradients; or scalars, the slopes of the loss along random directions, which need no backward
@@ -118,20 +119,35 @@ pub struct How {
 }
 
 impl How {
+    /// The weight decay of matrices.
+    fn decay(&self) -> Result<f32> {
+        match (self.exchange, self.weight_decay) {
+            (Exchange::Gradients, given) => Ok(given.unwrap_or(0.1)),
+            (_, None | Some(0.0)) => Ok(0.0),
+            (exchange, Some(_)) => Err(Error::config(format!(
+                "--weight-decay: with --exchange {exchange} there is none; leave it out"
+            ))),
+        }
+    }
+
     /// The options for a model of this width.
-    pub fn options(&self, width: usize) -> TrainingOptions {
-        TrainingOptions::default()
+    ///
+    /// # Errors
+    /// For a weight decay that the exchange does not have.
+    pub fn options(&self, width: usize) -> Result<TrainingOptions> {
+        let options = TrainingOptions::default()
             .steps(self.steps)
             .batch(self.batch as usize)
             .accumulate(self.accumulate as usize)
             // 0.002 at width 128, where it was found to do for all kinds of sharing.
             .lr(self.lr.unwrap_or(0.256 / width as f32))
             .warmup(self.warmup.unwrap_or(self.steps.div_ceil(10)))
-            .weight_decay(self.weight_decay)
+            .weight_decay(self.decay()?)
             .precision(self.precision)
             .exchange(self.exchange)
             .seed(self.seed)
-            .every(self.every)
+            .every(self.every);
+        Ok(options)
     }
 }
 
@@ -201,6 +217,13 @@ impl Ready {
     }
 }
 
+impl Args {
+    /// Whether it trains a network on rows, and no language model.
+    pub fn has_data(&self) -> bool {
+        self.data.is_some()
+    }
+}
+
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     match args.data {
         Some(_) => network::run(args, context),
@@ -220,10 +243,10 @@ fn language(args: &Args, context: &Context) -> Result<()> {
     let Ready { corpus, words, config, checkpoint } = context.all_done(Ready::read(args, context))?;
     let opened = context.open().and_then(|gpu| {
         let model = Lm::try_new(&gpu, config, &mut Rng::new(args.how.seed))?;
-        Ok((gpu, model))
+        let options = args.how.options(model.config.width)?;
+        Ok((gpu, model, options))
     });
-    let (gpu, model) = context.all_done(opened)?;
-    let mut options = args.how.options(model.config.width);
+    let (gpu, model, mut options) = context.all_done(opened)?;
     if args.how.exchange != Exchange::Gradients && args.how.lr.is_none() {
         let count = model.parameters().trainable().iter().map(|(_, leaf)| leaf.count()).sum();
         options = options.lr(network::scalar_rate(count));
@@ -237,6 +260,9 @@ fn language(args: &Args, context: &Context) -> Result<()> {
         training.resume(&checkpoint)?;
         context.note(format_args!("goes on after step {}", training.step()));
     }
+    // Nothing was written before everything had been checked. A run that ends before its first checkpoint leaves an empty folder, in which
+    // the same command begins again.
+    on_first(&*context.ranks, || made(&args.out))?;
     if !context.is_first() {
         let done = watched(context, &mut training, Some(&checkpoint), &mut |_| Ok(()))?;
         if done {
@@ -244,9 +270,6 @@ fn language(args: &Args, context: &Context) -> Result<()> {
         }
         return if done { Ok(()) } else { Err(stopped(args, context, &training)) };
     }
-    // Nothing was written before everything had been checked. A run that ends before its first checkpoint leaves an empty folder, in which
-    // the same command begins again.
-    made(&args.out)?;
     let mut samples = Samples { words: &words, prompt: &args.sample, model: &model, seed: args.how.seed };
     let keep_words = || match args.out.join("tokenizer.json").is_file() {
         true => Ok(()),
@@ -329,9 +352,10 @@ pub fn is_there(checkpoint: &Path) -> Result<()> {
     }
 }
 
-/// Makes a folder if it is not there.
+/// Makes a folder if it is not there, and checks that a checkpoint can be written there.
 pub fn made(out: &Path) -> Result<()> {
-    std::fs::create_dir_all(out).map_err(|error| Error::io(out, error))
+    std::fs::create_dir_all(out).map_err(|error| Error::io(out, error))?;
+    files::check(&out.join(CHECKPOINT))
 }
 
 fn describe(context: &Context, gpu: &Gpu, model: &Lm, corpus: &Corpus) {
@@ -354,6 +378,14 @@ fn describe(context: &Context, gpu: &Gpu, model: &Lm, corpus: &Corpus) {
         corpus.held_out().len(),
         corpus.vocab()
     ));
+}
+
+/// What is said of a rank whose parameters have become others.
+fn drifted(rank: usize) -> String {
+    format!(
+        "rank {rank} had other parameters than rank 0, although all had the same steps: its driver rounds the optimizer's divisions or \
+         roots in another way. Rank 0's parameters are taken"
+    )
 }
 
 /// Runs a training behind a bar, and prints its points. `at_point` is called at each.
@@ -379,12 +411,7 @@ pub fn watched(
             Progress::Measured(done, of) => {
                 bar.set_message(format!("measuring {done} of {of} held-out tokens"));
             }
-            Progress::Drifted(rank) => bar.suspend(|| {
-                context.note(format_args!(
-                    "rank {rank} had other parameters than rank 0, although all had the same gradients: its driver rounds the optimizer's \
-                     divisions or roots in another way. Rank 0's parameters are taken"
-                ));
-            }),
+            Progress::Drifted(rank) => bar.suspend(|| context.note(drifted(rank))),
             Progress::Point(point) => {
                 bar.suspend(|| {
                     context.result(format_args!(

@@ -1,6 +1,6 @@
 //! `tiebeam train --data`: trains a multilayer perceptron on labelled rows.
 
-use super::{Args, CHECKPOINT, fresh, made, settings};
+use super::{Args, CHECKPOINT, drifted, fresh, made, settings};
 use crate::context::{Context, on_interrupt_of};
 use serde_json::json;
 use std::cell::RefCell;
@@ -12,9 +12,10 @@ use tiebeam::merge::Evaluation;
 use tiebeam::merge::evaluate::Labelled;
 use tiebeam::nn::{Init, Linear, Module, ModuleFile, Visit, VisitMut};
 use tiebeam::optim::{AdamW, AdamWConfig, Exchange, Group, Optimizer, Scalars, ScalarsConfig, Schedule};
-use tiebeam::ranks::share;
+use tiebeam::ranks::{check_parts, on_first, share};
 use tiebeam::train::{Trainer, same_settings};
 use tiebeam::{Error, Gpu, Result, Rng, Tensor, files, no_grad};
+use twox_hash::XxHash3_128;
 
 /// Layers `fc0`, `fc1`, .. with ReLU between them, by whose names `tiebeam evaluate`, `match` and `merge` know the network.
 struct Mlp(Vec<Linear>);
@@ -67,13 +68,24 @@ fn sizes(args: &Args, context: &Context) -> Result<Vec<usize>> {
     }
     let sizes: Option<Vec<usize>> =
         layers.split(' ').map(|word| word.parse().ok().filter(|n| *n > 0)).collect();
-    match sizes.filter(|sizes| sizes.len() > 1) {
-        Some(sizes) => Ok(sizes),
-        None => {
-            Err(wrong(format!("`layers` is [{layers}]; give two sizes above 0 or more, such as [64, 10]")))
+    let Some(sizes) = sizes.filter(|sizes| sizes.len() > 1) else {
+        return Err(wrong(format!(
+            "`layers` is [{layers}]; give two sizes above 0 or more, such as [64, 10]"
+        )));
+    };
+    // A matrix is made on the host first.
+    match sizes.windows(2).find(|pair| pair[0].checked_mul(pair[1]).is_none_or(|n| n > MOST)) {
+        Some(pair) => {
+            Err(wrong(format!("`layers`: a matrix of {} x {} has more than 2^29 numbers", pair[0], pair[1])))
         }
+        None => Ok(sizes),
     }
 }
+
+/// Numbers of a matrix.
+const MOST: usize = 1 << 29;
+/// Held-out rows that are measured at a time.
+const AT_ONCE: usize = 4096;
 
 impl Rows {
     fn read(args: &Args, gpu: &Gpu, sizes: &[usize]) -> Result<Rows> {
@@ -97,12 +109,11 @@ impl Rows {
         let first = rows - held_out;
         let inputs = Tensor::from_slice(gpu, &x[first * width..], [held_out, width]);
         let labels = all.labels[first..].to_vec();
-        let mut id = 0xcbf2_9ce4_8422_2325u128;
-        for word in x.iter().map(|x| x.to_bits()).chain(all.labels.iter().copied()) {
-            id = (id ^ u128::from(word)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
-        }
+        let mut id = XxHash3_128::new();
+        x.iter().for_each(|x| id.write(&x.to_le_bytes()));
+        all.labels.iter().for_each(|label| id.write(&label.to_le_bytes()));
         let held_out = Labelled { inputs, labels, outputs: None };
-        let id = format!("{id:032x}");
+        let id = format!("{:032x}", id.finish_128());
         Ok(Rows { width, x: x[..first * width].to_vec(), labels: all.labels[..first].to_vec(), held_out, id })
     }
 
@@ -212,8 +223,9 @@ fn optimizer(args: &Args, gpu: &Gpu, model: &Mlp) -> Result<(Box<dyn Optimizer>,
     match args.how.exchange {
         Exchange::Gradients => {
             let lr = args.how.lr.unwrap_or(0.01);
-            let group = Group::new(leaves).weight_decay(args.how.weight_decay);
-            Ok((Box::new(AdamW::new(gpu, vec![group], AdamWConfig::default().lr(lr))?), lr))
+            let [matrices, biases] = Group::split(leaves, |_, leaf| leaf.shape().len() > 1);
+            let groups = vec![matrices.weight_decay(args.how.decay()?), biases];
+            Ok((Box::new(AdamW::new(gpu, groups, AdamWConfig::default().lr(lr))?), lr))
         }
         Exchange::Scalars { byte } => {
             let lr = args.how.lr.unwrap_or(scalar_rate(count));
@@ -236,56 +248,50 @@ struct Run<'a> {
     since: Since,
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let prepare = || {
-        let sizes = sizes(args, context)?;
-        let checkpoint = match context.is_first() {
-            true => fresh(&args.out, args.resume)?,
-            false => args.out.join(CHECKPOINT),
-        };
-        let gpu = context.open()?;
-        let rows = Rows::read(args, &gpu, &sizes)?;
-        let (how, parts) = (&args.how, args.how.accumulate as usize * context.ranks.size());
-        if (how.batch as usize) < parts {
-            return Err(Error::config(format!(
-                "a step of {} rows cannot be cut into {parts} parts ({} ranks, {} each); take a --batch of at least {parts}, or fewer ranks",
-                how.batch,
-                context.ranks.size(),
-                how.accumulate
-            )));
-        }
-        let model = Mlp::new(&gpu, &sizes, how.seed);
-        let (optimizer, lr) = optimizer(args, &gpu, &model)?;
-        let warmup = how.warmup.unwrap_or(how.steps.div_ceil(10)).clamp(1, how.steps);
-        let said = [
-            ("layers", format!("{sizes:?}")),
-            ("train.data", rows.id.clone()),
-            ("train.held_out", rows.held_out.rows().to_string()),
-            ("train.batch", how.batch.to_string()),
-            ("train.accumulate", how.accumulate.to_string()),
-            ("train.steps", how.steps.to_string()),
-            ("train.every", how.every.to_string()),
-            ("train.warmup", warmup.to_string()),
-            ("train.lr", lr.to_string()),
-            ("train.weight_decay", how.weight_decay.to_string()),
-            ("train.exchange", how.exchange.to_string()),
-            ("train.seed", how.seed.to_string()),
-        ];
-        let settings = said.map(|(name, value)| (name.to_string(), value)).into();
-        let (curve, since) = (Vec::new(), Since::default());
-        let run = Run { args, context, gpu, rows, model, checkpoint, settings, curve, since };
-        let schedule = Schedule::WarmupCosine { warmup, total: how.steps, floor: 0.1 };
-        Ok((run, optimizer, schedule))
+/// Opens and checks everything, before anything is written.
+fn prepared<'a>(args: &'a Args, context: &'a Context) -> Result<(Run<'a>, Trainer)> {
+    let how = &args.how;
+    let sizes = sizes(args, context)?;
+    let checkpoint = match context.is_first() {
+        true => fresh(&args.out, args.resume)?,
+        false => args.out.join(CHECKPOINT),
     };
-    let (mut run, optimizer, schedule) = context.all_done(prepare())?;
-    context.agree(run.settings.clone())?;
-    let mut trainer = Trainer::new(optimizer)
-        .schedule(schedule)
-        .rng(Rng::new(args.how.seed))
-        .accumulate(args.how.accumulate as usize)
+    check_parts(how.batch as usize, "rows", context.ranks.size(), how.accumulate as usize)?;
+    let decay = how.decay()?;
+    let gpu = context.open()?;
+    let rows = Rows::read(args, &gpu, &sizes)?;
+    let model = Mlp::new(&gpu, &sizes, how.seed);
+    let (optimizer, lr) = optimizer(args, &gpu, &model)?;
+    let warmup = how.warmup.unwrap_or(how.steps.div_ceil(10)).clamp(1, how.steps);
+    let said = [
+        ("layers", format!("{sizes:?}")),
+        ("train.data", rows.id.clone()),
+        ("train.held_out", rows.held_out.rows().to_string()),
+        ("train.batch", how.batch.to_string()),
+        ("train.accumulate", how.accumulate.to_string()),
+        ("train.steps", how.steps.to_string()),
+        ("train.every", how.every.to_string()),
+        ("train.warmup", warmup.to_string()),
+        ("train.lr", lr.to_string()),
+        ("train.weight_decay", decay.to_string()),
+        ("train.exchange", how.exchange.to_string()),
+        ("train.seed", how.seed.to_string()),
+    ];
+    let settings = said.map(|(name, value)| (name.to_string(), value)).into();
+    let (curve, since) = (Vec::new(), Since::default());
+    let trainer = Trainer::new(optimizer)
+        .schedule(Schedule::WarmupCosine { warmup, total: how.steps, floor: 0.1 })
+        .rng(Rng::new(how.seed))
+        .accumulate(how.accumulate as usize)
         .ranks(context.ranks.clone())
-        .total(args.how.steps)
-        .stop(on_interrupt_of(context, &run.checkpoint)?);
+        .total(how.steps)
+        .stop(on_interrupt_of(context, &checkpoint)?);
+    Ok((Run { args, context, gpu, rows, model, checkpoint, settings, curve, since }, trainer))
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let (mut run, mut trainer) = context.all_done(prepared(args, context))?;
+    context.agree(run.settings.clone())?;
     run.begin(&mut trainer)?;
     run.train(&mut trainer)?;
     run.finish(&trainer)
@@ -311,7 +317,7 @@ impl Run<'_> {
         } else {
             trainer.share_state(model)?;
         }
-        if context.is_first() { made(&args.out) } else { Ok(()) }
+        on_first(&*context.ranks, || made(&args.out)).map(drop)
     }
 
     fn train(&mut self, trainer: &mut Trainer) -> Result<()> {
@@ -385,8 +391,15 @@ impl Run<'_> {
     }
 
     fn measured(&self, step: u64) -> Result<Point> {
-        let logits = no_grad(|| self.model.forward(&self.rows.held_out.inputs));
-        let found = Evaluation::of(&logits, &self.rows.held_out.labels)?;
+        let held_out = &self.rows.held_out;
+        let part = |first: usize| {
+            let rows = held_out.inputs.slice(0, first..(first + AT_ONCE).min(held_out.rows()));
+            no_grad(|| self.model.forward(&rows))
+        };
+        // The layers between are wider than the logits.
+        let parts: Vec<Tensor> = (0..held_out.rows()).step_by(AT_ONCE).map(part).collect();
+        let logits = Tensor::cat(&parts.iter().collect::<Vec<_>>(), 0);
+        let found = Evaluation::of(&logits, &held_out.labels)?;
         Ok(Point { step, loss: self.since.mean(), held_out: found.loss, accuracy: found.accuracy })
     }
 
@@ -401,9 +414,8 @@ impl Run<'_> {
     }
 
     fn save(&self, trainer: &mut Trainer) -> Result<()> {
-        if let Some(rank) = trainer.differs(&self.model)? {
-            self.context.note(format_args!("rank {rank} had other parameters than rank 0, whose are taken"));
-            trainer.share_state(&self.model)?;
+        if let Some(rank) = trainer.mend(&self.model)? {
+            self.context.note(drifted(rank));
         }
         let mut said = self.settings.clone();
         let curve: Vec<String> = self.curve.iter().map(|point| point.line().to_string()).collect();

@@ -6,7 +6,7 @@ mod variants;
 use crate::context::{Context, on_interrupt};
 use crate::train::{How, corpus, watched};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -92,8 +92,7 @@ struct Zoo<'a> {
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let (zoo, all) = context.all_done(prepared(args, context))?;
-    let said = [("--text", format!("{:032x}", zoo.corpus.id())), ("adapter", zoo.gpu.adapter().name.clone())];
-    context.agree(said.map(|(name, value)| (name.to_string(), value)).into())?;
+    context.agree(zoo.said(&all))?;
     zoo.all(&all)
 }
 
@@ -133,6 +132,44 @@ fn lines(records: &[Value]) -> String {
 }
 
 impl Zoo<'_> {
+    /// What all ranks must have been told alike.
+    fn said(&self, all: &[Variant]) -> BTreeMap<String, String> {
+        let names: Vec<&str> = all.iter().map(|variant| &variant.name[..]).collect();
+        let said = [
+            ("--text", format!("{:032x}", self.corpus.id())),
+            ("--adapt", self.other.as_ref().map_or_else(String::new, |other| format!("{:032x}", other.id()))),
+            ("--scale", self.args.scale.clone()),
+            ("--steps", self.steps.to_string()),
+            ("--seeds", format!("{:?}", self.seeds())),
+            ("--variants", names.join(",")),
+            ("--precision", self.args.precision.to_string()),
+            ("adapter", self.gpu.adapter().name.clone()),
+        ];
+        said.map(|(name, value)| (name.to_string(), value)).into()
+    }
+
+    fn seeds(&self) -> BTreeSet<u64> {
+        self.args.seeds.iter().copied().collect()
+    }
+
+    /// Whether a line is of a run of this variant. Runs are compared with each other, so another budget or adapter does not count.
+    fn is_of(&self, record: &Value, variant: &Variant) -> bool {
+        record["variant"] == variant.name[..]
+            && record["budget"] == self.budget(variant.is_adapted())
+            && record["adapter"] == self.gpu.adapter().name[..]
+    }
+
+    /// The runs that are not among these lines, in the order of the seeds: variant, seed, and the seed's place.
+    fn missing<'v>(&self, records: &[Value], variants: &'v [Variant]) -> Vec<(&'v Variant, u64, usize)> {
+        let mut wanted = Vec::new();
+        for (i, seed) in self.seeds().into_iter().enumerate() {
+            let has =
+                |variant: &&Variant| records.iter().any(|r| r["seed"] == seed && self.is_of(r, variant));
+            wanted.extend(variants.iter().filter(|variant| !has(variant)).map(|variant| (variant, seed, i)));
+        }
+        wanted
+    }
+
     /// What makes runs comparable, in their lines.
     fn budget(&self, adapted: bool) -> Value {
         let other = self.other.as_ref().filter(|_| adapted).map(|other| format!("{:032x}", other.id()));
@@ -154,19 +191,8 @@ impl Zoo<'_> {
         if !context.is_first() {
             records = table::parse(&file, &String::from_utf8_lossy(&told))?;
         }
-        // Runs of one variant are compared with each other, so another budget or adapter does not count.
-        let is_of = |record: &Value, variant: &Variant| {
-            record["variant"] == variant.name[..]
-                && record["budget"] == self.budget(variant.is_adapted())
-                && record["adapter"] == self.gpu.adapter().name[..]
-        };
-        let seeds: BTreeSet<u64> = self.args.seeds.iter().copied().collect();
-        let mut wanted = Vec::new();
-        for (i, &seed) in seeds.iter().enumerate() {
-            let has = |variant: &&Variant| records.iter().any(|r| r["seed"] == seed && is_of(r, variant));
-            wanted.extend(variants.iter().filter(|variant| !has(variant)).map(|variant| (variant, seed, i)));
-        }
-        let kept = seeds.len() * variants.len() - wanted.len();
+        let wanted = self.missing(&records, variants);
+        let kept = self.seeds().len() * variants.len() - wanted.len();
         context.note(format_args!("{} runs to do, {kept} kept in {}", wanted.len(), file.display()));
         let count = wanted.len();
         // Adapters begin from the plain model, so one rank does all of these of a seed.
@@ -181,23 +207,43 @@ impl Zoo<'_> {
             context.note(format_args!("rank 0 of {} does {} of them", ranks.size(), own.len()));
         }
         let before = records.clone();
-        context.all_done(self.runs(&own, count, &file, &mut records))?;
-        // What all have done is read again by the first.
-        let records = on_first(ranks, || if ranks.size() > 1 { self.kept(&file) } else { Ok(records) })?;
-        let Some(mut records) = records else { return Ok(()) };
-        if ranks.size() > 1 {
-            let place = |record: &Value| {
-                let variant = variants.iter().position(|variant| record["variant"] == variant.name[..]);
-                (record["seed"].as_u64(), variant)
-            };
-            records.sort_by_key(place);
-            files::replace_with(&file, lines(&records))?;
-            let new = records.iter().filter(|record| !before.contains(record));
-            new.into_iter().try_for_each(|record| context.record(record))?;
+        match self.runs(&own, count, &file, &mut records) {
+            // The others may have hours of work before they would hear of it. Their runs go on from their checkpoints.
+            Err(error) if error.kind() != ErrorKind::Stopped => return Err(error),
+            done => context.all_done(done)?,
         }
-        let own = |record: &Value| variants.iter().any(|variant| is_of(record, variant));
+        // What all have done is read again by the first.
+        let records = on_first(ranks, || match ranks.size() {
+            1 => Ok(records),
+            _ => self.gathered(&file, &before, variants),
+        })?;
+        let Some(records) = records else { return Ok(()) };
+        let own = |record: &Value| variants.iter().any(|variant| self.is_of(record, variant));
         let own: Vec<Value> = records.into_iter().filter(own).collect();
         table::show(context, &self.args.out, variants, &own)
+    }
+
+    /// The lines of all ranks, in order. Those that are not of `before` are told.
+    fn gathered(&self, file: &Path, before: &[Value], variants: &[Variant]) -> Result<Vec<Value>> {
+        let mut records = self.kept(file)?;
+        let lost = self.missing(&records, variants);
+        if let Some((variant, seed, _)) = lost.first() {
+            return Err(Error::config(format!(
+                "--out: {} runs of other ranks are not in {}, such as {} with seed {seed}; name a folder that all ranks share",
+                lost.len(),
+                self.args.out.display(),
+                variant.name
+            )));
+        }
+        let place = |record: &Value| {
+            let variant = variants.iter().position(|variant| record["variant"] == variant.name[..]);
+            (record["seed"].as_u64(), variant)
+        };
+        records.sort_by_key(place);
+        files::replace_with(file, lines(&records))?;
+        let new = records.iter().filter(|record| !before.contains(record));
+        new.into_iter().try_for_each(|record| self.context.record(record))?;
+        Ok(records)
     }
 
     /// Does runs, each of which is kept when it ends.
@@ -247,7 +293,9 @@ impl Zoo<'_> {
         left.retain(|path| path.extension().is_some_and(|end| end == "jsonl"));
         left.sort();
         for path in &left {
-            records.extend(table::read(path)?);
+            // A call that was killed here may have put them to the others already.
+            let new = table::read(path)?;
+            records.extend(new.into_iter().filter(|record| !records.contains(record)).collect::<Vec<_>>());
         }
         if !left.is_empty() {
             files::replace_with(file, lines(&records))?;
@@ -267,7 +315,7 @@ impl Zoo<'_> {
             exchange: Exchange::Gradients,
             lr: None,
             warmup: None,
-            weight_decay: 0.1,
+            weight_decay: None,
             precision: self.args.precision,
             seed,
             every: steps.div_ceil(4),
@@ -280,7 +328,7 @@ impl Zoo<'_> {
         let folder = checkpoint.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
         let mut training =
-            Training::new(model, corpus, how.options(model.config.width))?.stop(self.stop.clone());
+            Training::new(model, corpus, how.options(model.config.width)?)?.stop(self.stop.clone());
         // What was left by other settings is begun anew. Nothing of the model has changed then.
         match checkpoint.is_file().then(|| training.resume(&checkpoint)) {
             Some(Err(error)) if error.kind() == ErrorKind::Format => {
@@ -363,7 +411,7 @@ impl Zoo<'_> {
             None => plain,
         };
         let mut how = self.how(few(self.steps), seed);
-        how.weight_decay = 0.0;
+        how.weight_decay = Some(0.0);
         // Adapters take higher rates than whole models.
         how.lr = adapter.as_ref().map(|_| 1.28 / model.config.width as f32);
         let [validation, seconds] = self.train(&model, other, &format!("{}-{seed}", variant.name), &how)?;

@@ -98,14 +98,31 @@ fn rows_that_do_not_fit_are_told_first() {
         ("layers = [63, 10]", &[], "rows of 64 numbers, and the network has 63 inputs"),
         ("layers = [64, 9]", &[], "label 9, and the network has 9 outputs"),
         ("layers = [64, 10]", &["--held-out", "100000"], "give --held-out a number of at least 1 and below"),
-        ("layers = [64, 10]", &["--batch", "2", "--accumulate", "3"], "take a --batch of at least 3"),
+        ("layers = [64, 10]", &["--batch", "2", "--accumulate", "3"], "take a batch of at least 3"),
         ("layers = [64, 10]", &["--labels", "z"], "`z`"),
+        ("layers = [64, 3000000000, 10]", &[], "a matrix of 64 x 3000000000 has more than 2^29 numbers"),
+        (
+            "layers = [64, 10]",
+            &["--exchange", "scalars", "--weight-decay", "0.1"],
+            "--weight-decay: with --exchange scalars there is none",
+        ),
         ("layers = [64, 10]", &["--resume"], "there is no none/checkpoint.safetensors"),
     ] {
         let told = with(layers, more);
         assert!(told.contains(want), "{layers} {more:?}: {told}");
     }
     assert!(!folder.0.join("none").exists(), "what is refused leaves nothing behind");
+    for option in [["--precision", "f16"], ["--validation", "v"], ["--tokenizer", "t"], ["--sample", "s"]] {
+        // Wrong arguments, with the status of those.
+        let output = train(&folder, &[&["--out", "none"], &option[..]].concat()).output().unwrap();
+        let told = text(&output.stderr);
+        assert!(
+            output.status.code() == Some(2)
+                && told.contains("cannot be used with")
+                && told.contains(option[0]),
+            "{told}"
+        );
+    }
     // A run that diverges says so, and the same command begins again.
     let told = with("layers = [64, 10]", &["--steps", "40", "--lr", "1e38"]);
     assert!(told.contains("begin again with a smaller learning rate"), "{told}");
