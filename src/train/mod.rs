@@ -302,9 +302,9 @@ impl Trainer {
     }
 
     /// Trains together with other processes, which run the same program: gradients, losses and values are means over the ranks, and a flag
-    /// of [`Trainer::stop`] on one rank stops all of them after the same step. A batch, a loss or an exchange that fails on one rank fails
-    /// on all; what else a rank returns early for, such as an error of `report`, the others do not hear of, and whoever runs the ranks must
-    /// end them (`tiebeam_mpi::run` does). [`Trainer::save`] and [`Trainer::load`] are then called by all ranks too.
+    /// of [`Trainer::stop`] on one rank stops all of them after the same step. A batch or a loss that fails on one rank fails on all. What
+    /// else a rank returns early for, such as a lost device or an error of `report`, the others do not hear of, and whoever runs the ranks
+    /// must end them (`tiebeam_mpi::run` does). [`Trainer::save`] and [`Trainer::load`] are then called by all ranks too.
     #[must_use]
     pub fn ranks(self, ranks: Arc<dyn Ranks>) -> Trainer {
         Trainer { ranks, ..self }
