@@ -18,6 +18,7 @@ mod support;
 use serde_json::{Value, json};
 use std::hint::black_box;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 use support::mpirun;
@@ -39,25 +40,32 @@ const CORES: &str = "TIEBEAM_BENCH_CORES";
 const SHARING: [(&str, &str); 3] =
     [("untied", "none"), ("dictionary", "dictionary 2 output true"), ("tied", "tied")];
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     if let [draw, lines, picture] = &words[..]
         && draw == "--draw"
     {
-        return model::draw(Path::new(lines), Path::new(picture));
+        let drawn = model::draw(Path::new(lines), Path::new(picture));
+        return drawn
+            .inspect_err(|error| eprintln!("error: {error}"))
+            .map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     match std::env::var(PART).as_deref() {
-        Ok("sums") => sums(&*World::init()?),
-        Ok("steps") => steps(World::init()?)?,
-        _ => {
-            for part in ["sums", "steps"] {
-                for ranks in [1, 2, 4] {
-                    start(part, ranks);
-                }
-            }
+        Ok("sums") => {
+            return tiebeam_mpi::run(|world| {
+                sums(&world);
+                Ok(())
+            });
+        }
+        Ok("steps") => return tiebeam_mpi::run(steps),
+        _ => {}
+    }
+    for part in ["sums", "steps"] {
+        for ranks in [1, 2, 4] {
+            start(part, ranks);
         }
     }
-    Ok(())
+    ExitCode::SUCCESS
 }
 
 /// Runs a part on so many ranks. Two or fewer are bound to a core each.

@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     let ended = tiebeam_mpi::run(|world| match main_on(world) {
         Outcome::Done => Ok(()),
         Outcome::Usage(code) => {
-            // All ranks have the same arguments, and rank 0 has said what is wrong.
+            // All ranks know of it, and one has said what is wrong.
             usage = Some(ExitCode::from(code));
             Ok(())
         }

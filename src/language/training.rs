@@ -111,8 +111,8 @@ pub enum Progress<'a> {
     Step(&'a Report),
     /// Held-out tokens were measured, so many of how many.
     Measured(usize, usize),
-    /// The parameters of the rank of this number had other bits than rank 0's, although all had the same gradients, as with different drivers. Rank 0's are
-    /// taken.
+    /// The parameters of the rank of this number had other bits than rank 0's, although all had the same gradients, as with different
+    /// drivers. Rank 0's are taken.
     Drifted(usize),
     /// A point of the curve was reached, and the checkpoint written if there is one.
     Point(&'a Point),

@@ -19,9 +19,9 @@
 //! # Ok::<(), tiebeam::Error>(())
 //! ```
 //!
-//! The optimizers are [`AdamW`], [`Adam`], [`Sgd`], [`RmsProp`] and [`Lion`], and without gradients [`Scalars`]. They differ in their settings, a [`Rule`], and
-//! have the methods of [`Stepper`]; a program that takes any of them takes an [`Optimizer`]. [`Group::split`] leaves norms and
-//! biases without decay in one line. Gradients of micro-batches are accumulated by [`Grads::mean_of`](crate::Grads::mean_of):
+//! The optimizers are [`AdamW`], [`Adam`], [`Sgd`], [`RmsProp`] and [`Lion`], and without gradients [`Scalars`]. They differ in their
+//! settings, a [`Rule`], and have the methods of [`Stepper`]; a program that takes any of them takes an [`Optimizer`]. [`Group::split`]
+//! leaves norms and biases without decay in one line. Gradients of micro-batches are accumulated by [`Grads::mean_of`](crate::Grads::mean_of):
 //!
 //! ```
 //! # use tiebeam::{Gpu, Grads, Tensor, optim::{Group, Lion, LionConfig}};
