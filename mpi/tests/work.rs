@@ -6,6 +6,7 @@ use std::path::Path;
 use support::{Place, errors, model, mpirun, program, run, said, two};
 use tiebeam::geometry::xyz::{Frame, Writer};
 use tiebeam::geometry::{Grid, PonitaConfig, Potential};
+use tiebeam::store::Entry;
 
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder)
@@ -52,6 +53,34 @@ fn merges_have_the_bytes_of_one_rank() {
         assert!(told[0].matches("rank ").count() < 2, "{told:?}");
         assert!(!place.path("bad").exists());
     }
+}
+
+/// Every rank aligns for itself, and all must find the same.
+#[test]
+fn aligned_merges_have_the_bytes_of_one_rank() {
+    let place = Place::new();
+    for seed in 0..2 {
+        let mut rng = tiebeam::Rng::new(seed);
+        let layers = [("fc0.weight", vec![40, 8]), ("fc0.bias", vec![40]), ("fc1.weight", vec![3, 40])];
+        let all = layers.map(|(name, shape)| {
+            let mut values = vec![0.0; shape.iter().product()];
+            rng.fill_normal(&mut values);
+            (name, shape, values)
+        });
+        let entries = all.iter().map(|(name, shape, values)| Entry::f32(*name, shape, values));
+        tiebeam::store::save(place.path(&format!("m{seed}.safetensors")), entries, &Default::default())
+            .unwrap();
+    }
+    let config = "merge_method: average\nmodels: [{model: m0.safetensors}, {model: m1.safetensors}]\nalign: {spec: mlp}\n";
+    std::fs::write(place.path("m.yaml"), config).unwrap();
+    for (ranks, out) in [(1, "one"), (3, "three")] {
+        let output =
+            run(ranks, &["merge", &place.text("m.yaml"), "--out", &place.text(out)].map(String::from));
+        assert!(output.status.success(), "{}", said(&output));
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(printed.matches("aligned ").count(), 1, "{printed}");
+    }
+    assert!(files(&place.path("one")) == files(&place.path("three")));
 }
 
 #[test]

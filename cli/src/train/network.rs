@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use tiebeam::chart::{self, Frame, Line};
 use tiebeam::merge::Evaluation;
-use tiebeam::merge::evaluate::Labelled;
+use tiebeam::merge::evaluate;
 use tiebeam::nn::{Init, Linear, Module, ModuleFile, Visit, VisitMut};
 use tiebeam::optim::{AdamW, AdamWConfig, Exchange, Group, Optimizer, Scalars, ScalarsConfig, Schedule};
 use tiebeam::ranks::{check_parts, on_first, share};
@@ -52,8 +52,13 @@ struct Rows {
     width: usize,
     x: Vec<f32>,
     labels: Vec<u32>,
-    held_out: Labelled,
+    held_out: HeldOut,
     id: String,
+}
+
+struct HeldOut {
+    x: Vec<f32>,
+    labels: Vec<u32>,
 }
 
 /// Reads `layers` of the settings.
@@ -88,16 +93,17 @@ const MOST: usize = 1 << 29;
 const AT_ONCE: usize = 4096;
 
 impl Rows {
-    fn read(args: &Args, gpu: &Gpu, sizes: &[usize]) -> Result<Rows> {
+    fn read(args: &Args, sizes: &[usize]) -> Result<Rows> {
         let path = args.data.as_deref().ok_or_else(|| Error::config("--data is not given"))?;
         let wrong = |message: String| Error::format(path, message);
-        let all = Labelled::open(gpu, path, &args.inputs, &args.labels)?;
-        let (rows, x) = (all.rows(), all.inputs.to_vec::<f32>()?);
+        let evaluate::Rows { inputs: mut x, mut labels, .. } =
+            evaluate::Rows::open(path, &args.inputs, &args.labels)?;
+        let rows = labels.len();
         let (width, classes) = (x.len() / rows, sizes[sizes.len() - 1]);
         if width != sizes[0] {
             return Err(wrong(format!("rows of {width} numbers, and the network has {} inputs", sizes[0])));
         }
-        if let Some(label) = all.labels.iter().find(|label| **label as usize >= classes) {
+        if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
             return Err(wrong(format!("label {label}, and the network has {classes} outputs")));
         }
         let held_out = args.held_out.map_or(rows / 5, |n| n as usize);
@@ -106,15 +112,13 @@ impl Rows {
                 "{rows} rows, of which {held_out} are held out; give --held-out a number of at least 1 and below {rows}"
             )));
         }
-        let first = rows - held_out;
-        let inputs = Tensor::from_slice(gpu, &x[first * width..], [held_out, width]);
-        let labels = all.labels[first..].to_vec();
         let mut id = XxHash3_128::new();
         x.iter().for_each(|x| id.write(&x.to_le_bytes()));
-        all.labels.iter().for_each(|label| id.write(&label.to_le_bytes()));
-        let held_out = Labelled { inputs, labels, outputs: None };
+        labels.iter().for_each(|label| id.write(&label.to_le_bytes()));
         let id = format!("{:032x}", id.finish_128());
-        Ok(Rows { width, x: x[..first * width].to_vec(), labels: all.labels[..first].to_vec(), held_out, id })
+        let first = rows - held_out;
+        let held_out = HeldOut { x: x.split_off(first * width), labels: labels.split_off(first) };
+        Ok(Rows { width, x, labels, held_out, id })
     }
 
     /// Parts of a step's batch: inputs, labels, and the weight of the mean loss.
@@ -258,15 +262,15 @@ fn prepared<'a>(args: &'a Args, context: &'a Context) -> Result<(Run<'a>, Traine
     };
     check_parts(how.batch as usize, "rows", context.ranks.size(), how.accumulate as usize)?;
     let decay = how.decay()?;
+    let rows = Rows::read(args, &sizes)?;
     let gpu = context.open()?;
-    let rows = Rows::read(args, &gpu, &sizes)?;
     let model = Mlp::new(&gpu, &sizes, how.seed);
     let (optimizer, lr) = optimizer(args, &gpu, &model)?;
     let warmup = how.warmup.unwrap_or(how.steps.div_ceil(10)).clamp(1, how.steps);
     let said = [
         ("layers", format!("{sizes:?}")),
         ("train.data", rows.id.clone()),
-        ("train.held_out", rows.held_out.rows().to_string()),
+        ("train.held_out", rows.held_out.labels.len().to_string()),
         ("train.batch", how.batch.to_string()),
         ("train.accumulate", how.accumulate.to_string()),
         ("train.steps", how.steps.to_string()),
@@ -305,7 +309,7 @@ impl Run<'_> {
         context.note(format_args!(
             "{count} parameters; {} rows to train on, {} held out",
             rows.labels.len(),
-            rows.held_out.rows()
+            rows.held_out.labels.len()
         ));
         if args.resume {
             let said =
@@ -392,12 +396,12 @@ impl Run<'_> {
 
     fn measured(&self, step: u64) -> Result<Point> {
         let held_out = &self.rows.held_out;
-        let part = |first: usize| {
-            let rows = held_out.inputs.slice(0, first..(first + AT_ONCE).min(held_out.rows()));
-            no_grad(|| self.model.forward(&rows))
-        };
         // The layers between are wider than the logits.
-        let parts: Vec<Tensor> = (0..held_out.rows()).step_by(AT_ONCE).map(part).collect();
+        let part = |x: &[f32]| {
+            let x = Tensor::from_slice(&self.gpu, x, [x.len() / self.rows.width, self.rows.width]);
+            no_grad(|| self.model.forward(&x))
+        };
+        let parts: Vec<Tensor> = held_out.x.chunks(AT_ONCE * self.rows.width).map(part).collect();
         let logits = Tensor::cat(&parts.iter().collect::<Vec<_>>(), 0);
         let found = Evaluation::of(&logits, &held_out.labels)?;
         Ok(Point { step, loss: self.since.mean(), held_out: found.loss, accuracy: found.accuracy })
@@ -447,7 +451,7 @@ impl Run<'_> {
         context.result(format_args!(
             "held out: {:.4} of {} rows are right, loss {:.4}",
             last.accuracy,
-            self.rows.held_out.rows(),
+            self.rows.held_out.labels.len(),
             last.held_out
         ));
         context.note(super::all_the_same(context, digest));

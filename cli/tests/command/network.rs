@@ -129,3 +129,36 @@ fn rows_that_do_not_fit_are_told_first() {
     let printed = done(&folder, &["--out", "none", "--steps", "4", "--every", "2"]);
     assert!(printed.contains("step      2  loss ") && printed.contains("rows are right"), "{printed}");
 }
+
+/// More held-out rows than are measured at a time have the numbers that `tiebeam evaluate` finds in a file of them alone.
+#[test]
+fn many_held_out_rows_are_measured_in_parts() {
+    use tiebeam::store::{Entry, save};
+    let folder = folder("network-many");
+    folder.write("net.toml", "layers = [3, 2]\n");
+    let mut x = vec![0.0; 3 * 10_000];
+    tiebeam::Rng::new(1).fill_normal(&mut x);
+    let labels: Vec<u32> = x.chunks(3).map(|row| u32::from(row[0] + 0.5 * row[1] > 0.3)).collect();
+    let rows = |name: &str, rows: std::ops::Range<usize>| {
+        let inputs = Entry::f32("x", &[rows.len(), 3], &x[3 * rows.start..3 * rows.end]);
+        let entries = [inputs, Entry::u32("y", &[rows.len()], &labels[rows])];
+        save(folder.0.join(name), entries, &Default::default()).unwrap();
+    };
+    rows("data.safetensors", 0..10_000);
+    rows("held-out.safetensors", 1_000..10_000);
+    let output = train(&folder, &["--out", "out", "--held-out", "9000", "--steps", "20"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let scored = command()
+        .args(["evaluate", "out/model.safetensors", "--data", "held-out.safetensors", "--json"])
+        .current_dir(&folder.0)
+        .output()
+        .unwrap();
+    let line = |text: &str| serde_json::from_str::<serde_json::Value>(text.lines().last().unwrap()).unwrap();
+    let point = line(&std::fs::read_to_string(folder.0.join("out/curve.jsonl")).unwrap());
+    let scored = line(&text(&scored.stdout));
+    let near = |a: &serde_json::Value, b: &serde_json::Value| {
+        (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-6
+    };
+    assert!(near(&point["accuracy"], &scored["accuracy"]), "{point} {scored}");
+    assert!(near(&point["validation"], &scored["loss"]), "{point} {scored}");
+}

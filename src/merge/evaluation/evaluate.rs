@@ -186,12 +186,23 @@ fn tokens_of(path: &Path, _: &Path) -> Result<Vec<u32>> {
     Err(Error::config(format!("{}: texts are read with the feature `text`", path.display())))
 }
 
-impl Labelled {
+/// Labelled rows as a file has them, on the host.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    /// Inputs, one row after the other.
+    pub inputs: Vec<f32>,
+    /// Their shape: `[rows, ..]`.
+    pub shape: Vec<usize>,
+    /// One for each row.
+    pub labels: Vec<u32>,
+}
+
+impl Rows {
     /// Reads inputs `[rows, ..]` and labels `[rows]` by their names in a file. Inputs of an integer type are divided by their largest.
     ///
     /// # Errors
     /// When a name is missing, there is no row, or the shapes or types do not fit.
-    pub fn open(gpu: &Gpu, path: impl AsRef<Path>, inputs: &str, labels: &str) -> Result<Labelled> {
+    pub fn open(path: impl AsRef<Path>, inputs: &str, labels: &str) -> Result<Rows> {
         let file = File::open(path.as_ref())?;
         let shape = file.info(inputs)?.shape.clone();
         let float = file.info(inputs)?.dtype.is_float();
@@ -212,8 +223,18 @@ impl Labelled {
             return Err(wrong(format!("`{inputs}` is {} at element {at}", values[at])));
         }
         file.expect(labels, &[rows])?;
-        let labels = file.tensor_u32(labels)?;
-        Ok(Labelled { inputs: Tensor::from_slice(gpu, &values, &shape[..]), labels, outputs: None })
+        Ok(Rows { inputs: values, labels: file.tensor_u32(labels)?, shape })
+    }
+}
+
+impl Labelled {
+    /// [`Rows::open`], on the device.
+    ///
+    /// # Errors
+    /// As [`Rows::open`].
+    pub fn open(gpu: &Gpu, path: impl AsRef<Path>, inputs: &str, labels: &str) -> Result<Labelled> {
+        let Rows { inputs, shape, labels } = Rows::open(path, inputs, labels)?;
+        Ok(Labelled { inputs: Tensor::from_slice(gpu, &inputs, &shape[..]), labels, outputs: None })
     }
 
     /// Number of rows.
