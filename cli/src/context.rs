@@ -122,7 +122,9 @@ impl Context {
     }
 
     /// Checks that all ranks run this version and say the same.
-    pub fn agree(&self, mut said: BTreeMap<String, String>) -> Result<()> {
+    pub fn agree<N: Into<String>>(&self, said: impl IntoIterator<Item = (N, String)>) -> Result<()> {
+        let mut said: BTreeMap<String, String> =
+            said.into_iter().map(|(name, value)| (name.into(), value)).collect();
         said.insert("version".to_string(), env!("CARGO_PKG_VERSION").to_string());
         agree(&*self.ranks, &said)
     }

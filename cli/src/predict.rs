@@ -61,7 +61,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ("--tables", args.tables.to_string()),
         ("keys", format!("{keys:?}")),
     ];
-    context.agree(said.map(|(name, value)| (name.to_string(), value)).into())?;
+    context.agree(said)?;
     let opened = context.expect_data(Some(&args.output)).and_then(|()| context.input(&args.input));
     let (input, length) = context.all_done(opened)?;
     let mut reader = Reader::new(input).named(&args.input).keys(keys.clone());

@@ -82,7 +82,7 @@ pub fn main_on(ranks: Arc<dyn Ranks>) -> Outcome {
     };
     let work = |context: &crate::context::Context| -> Result<()> {
         context.describe_ranks();
-        context.agree([("command".to_string(), args.command.name().to_string())].into())?;
+        context.agree([("command", args.command.name().to_string())])?;
         match &args.command {
             Command::Merge(args) => merge::run(args, context),
             Command::Predict(args) => predict::run(args, context),

@@ -1,10 +1,10 @@
 //! Training on several ranks: the bits of sums in the order of the ranks, and what one rank's failure, stop or mistake does to the others.
 
 use crate::support::gpu;
-use crate::support::ranks::on_ranks;
+use crate::support::ranks::{Noting, on_ranks};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use tiebeam::nn::{Init, Linear, Module};
 use tiebeam::optim::{
     AdamW, AdamWConfig, Group, LossScale, LossScaleConfig, Scalars, ScalarsConfig, Sgd, SgdConfig,
@@ -328,34 +328,6 @@ fn ranks_agree_or_are_named() {
     assert_eq!(errors, ["rank 1: no disk", "no disk", "rank 1: no disk"]);
 }
 
-/// A world that notes how many numbers each sum has.
-struct Noting(Arc<dyn Ranks>, Mutex<Vec<usize>>);
-
-impl Ranks for Noting {
-    fn rank(&self) -> usize {
-        self.0.rank()
-    }
-    fn size(&self) -> usize {
-        self.0.size()
-    }
-    fn sum(&self, numbers: &mut [f32]) -> Result<()> {
-        self.1.lock().unwrap().push(numbers.len());
-        self.0.sum(numbers)
-    }
-    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.0.gather(bytes)
-    }
-    fn send(&self, bytes: &[u8]) -> Result<()> {
-        self.0.send(bytes)
-    }
-    fn receive(&self, from: usize) -> Result<Vec<u8>> {
-        self.0.receive(from)
-    }
-    fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()> {
-        self.0.broadcast(bytes)
-    }
-}
-
 /// Large gradients are summed as soon as the backward pass has made them: the last layer's first, while the others are computed. The bits
 /// are those of a step that is not recorded.
 #[test]
@@ -376,7 +348,7 @@ fn recorded_gradients_travel_as_they_are_made() {
                     .map(move |(name, leaf)| (format!("{i}.{name}"), leaf))
             });
             let sgd = Sgd::new(gpu(), vec![Group::new(named)], SgdConfig::default().lr(1.0)).unwrap();
-            let noting = Arc::new(Noting(world.clone(), Mutex::default()));
+            let noting = Noting::new(world.clone());
             let mut trainer = Trainer::new(sgd).rng(Rng::new(7)).ranks(noting.clone());
             let batch = |rng: &mut Rng| {
                 let all = Tensor::randn(gpu(), [4, 1024], rng);
@@ -396,7 +368,7 @@ fn recorded_gradients_travel_as_they_are_made() {
             };
             assert!(done.unwrap());
             let bits: Vec<u32> = net.iter().flat_map(bits).collect();
-            let sums = noting.1.lock().unwrap().clone();
+            let sums = noting.sums.lock().unwrap().clone();
             (bits, sums)
         })
     };

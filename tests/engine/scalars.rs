@@ -1,15 +1,15 @@
 //! Training by scalars: the bits of all ranks, what is told, and what of a step fails.
 
 use crate::support::gpu;
-use crate::support::ranks::on_ranks;
+use crate::support::ranks::{Noting, on_ranks};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use tiebeam::nn::{Init, Linear, Module};
 use tiebeam::optim::{Optimizer, Scalars, ScalarsConfig, Schedule};
-use tiebeam::ranks::{Ranks, share};
+use tiebeam::ranks::share;
 use tiebeam::train::Trainer;
-use tiebeam::{Error, Result, Rng, Tensor};
+use tiebeam::{Error, Rng, Tensor};
 
 fn bits(net: &Linear) -> Vec<u32> {
     let all = net.parameters();
@@ -85,49 +85,18 @@ fn scalars_learn_with_the_same_bits_on_every_rank() {
     assert!(again[0].0 == whole[0].0 && again[1].0 == whole[0].0);
 }
 
-/// A world in which each rank counts the bytes that it tells by messages of one length.
+/// One byte in a message of one length, and nothing is summed.
 #[test]
 fn one_byte_a_step_is_told() {
     let counts = on_ranks(2, |world| {
         let w = Tensor::from_slice(gpu(), &[1f32, -2.0, 0.5], [3]);
         let scalars = Scalars::new([("w", &w)], ScalarsConfig::default().byte(true)).unwrap();
-        let counting = Arc::new(Counting(world, Mutex::default()));
-        let mut trainer = Trainer::new(scalars).ranks(counting.clone());
+        let noting = Noting::new(world);
+        let mut trainer = Trainer::new(scalars).ranks(noting.clone());
         trainer.train(10, |_, _| Ok(w.square().sum_all()), |_| Ok(())).unwrap();
-        drop(trainer);
-        Arc::into_inner(counting).unwrap().1.into_inner().unwrap()
+        [&noting.equal, &noting.sums].map(|noted| noted.lock().unwrap().clone())
     });
-    assert_eq!(counts, [vec![1; 10], vec![1; 10]]);
-}
-
-struct Counting(Arc<dyn Ranks>, Mutex<Vec<usize>>);
-
-impl Ranks for Counting {
-    fn rank(&self) -> usize {
-        self.0.rank()
-    }
-    fn size(&self) -> usize {
-        self.0.size()
-    }
-    fn sum(&self, _: &mut [f32]) -> Result<()> {
-        panic!("nothing is summed")
-    }
-    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.0.gather(bytes)
-    }
-    fn gather_equal(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        self.1.lock().unwrap().push(bytes.len());
-        self.0.gather_equal(bytes)
-    }
-    fn send(&self, bytes: &[u8]) -> Result<()> {
-        self.0.send(bytes)
-    }
-    fn receive(&self, from: usize) -> Result<Vec<u8>> {
-        self.0.receive(from)
-    }
-    fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()> {
-        self.0.broadcast(bytes)
-    }
+    assert!(counts.iter().all(|[equal, sums]| *equal == [1; 10] && sums.is_empty()), "{counts:?}");
 }
 
 #[test]

@@ -66,6 +66,48 @@ impl Ranks for Thread {
     }
 }
 
+/// A rank that notes how many numbers each of its sums has, and how many bytes each message of one length.
+pub struct Noting {
+    ranks: Arc<dyn Ranks>,
+    pub sums: Mutex<Vec<usize>>,
+    pub equal: Mutex<Vec<usize>>,
+}
+
+impl Noting {
+    pub fn new(ranks: Arc<dyn Ranks>) -> Arc<Noting> {
+        Arc::new(Noting { ranks, sums: Mutex::default(), equal: Mutex::default() })
+    }
+}
+
+impl Ranks for Noting {
+    fn rank(&self) -> usize {
+        self.ranks.rank()
+    }
+    fn size(&self) -> usize {
+        self.ranks.size()
+    }
+    fn sum(&self, numbers: &mut [f32]) -> Result<()> {
+        self.sums.lock().unwrap().push(numbers.len());
+        self.ranks.sum(numbers)
+    }
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.ranks.gather(bytes)
+    }
+    fn gather_equal(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        self.equal.lock().unwrap().push(bytes.len());
+        self.ranks.gather_equal(bytes)
+    }
+    fn send(&self, bytes: &[u8]) -> Result<()> {
+        self.ranks.send(bytes)
+    }
+    fn receive(&self, from: usize) -> Result<Vec<u8>> {
+        self.ranks.receive(from)
+    }
+    fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()> {
+        self.ranks.broadcast(bytes)
+    }
+}
+
 /// Runs `work` on so many ranks at once. Returns what each has found, in their order.
 pub fn on_ranks<T: Send>(size: usize, work: impl Fn(Arc<dyn Ranks>) -> T + Sync) -> Vec<T> {
     let mail = (0..size).map(|_| channel()).map(|(to, from)| (to, Mutex::new(from))).collect();

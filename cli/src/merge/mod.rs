@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::files::{parse_size, size};
-use tiebeam::merge::aligned::{Aligned, Found};
+use tiebeam::merge::aligned::Aligned;
 use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Task;
 use tiebeam::merge::job::{Job, Output};
@@ -64,7 +64,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ("--shard-size", args.shard_size.to_string()),
         ("--dry-run", (args.dry_run || args.out.is_none()).to_string()),
     ];
-    context.agree(said.map(|(name, value)| (name.to_string(), value)).into())?;
+    context.agree(said)?;
     if args.dry_run {
         context.result(job.describe(args.shard_size).trim_end());
         context.record(&plan(&job, args.shard_size))?;
@@ -182,12 +182,10 @@ fn align(gpu: &Gpu, job: &Job, settings: &Align, context: &Context, stopped: &At
 /// Every rank aligns for itself, by the same search on its own adapter: they must have found the same.
 fn agreed(context: &Context, own: Result<Aligned>) -> Result<Aligned> {
     let aligned = context.all_done(own)?;
-    let order = |found: &Option<Found>| found.as_ref().map(|found| found.permutation.clone());
-    let orders = format!("{:?}", aligned.matchings.iter().map(order).collect::<Vec<_>>());
-    let hash = format!("{:032x}", XxHash3_128::oneshot(orders.as_bytes()));
-    context.agree(
-        [("the alignment (adapters of several kinds may round differently)".to_string(), hash)].into(),
-    )?;
+    let permutations: Vec<_> =
+        aligned.matchings.iter().map(|found| found.as_ref().map(|found| &found.permutation)).collect();
+    let hash = format!("{:032x}", XxHash3_128::oneshot(format!("{permutations:?}").as_bytes()));
+    context.agree([("the alignment (adapters of several kinds may round differently)", hash)])?;
     Ok(aligned)
 }
 

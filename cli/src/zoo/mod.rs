@@ -6,7 +6,7 @@ mod variants;
 use crate::context::{Context, on_interrupt};
 use crate::train::{How, corpus, watched};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -133,9 +133,9 @@ fn lines(records: &[Value]) -> String {
 
 impl Zoo<'_> {
     /// What all ranks must have been told alike.
-    fn said(&self, all: &[Variant]) -> BTreeMap<String, String> {
+    fn said(&self, all: &[Variant]) -> [(&'static str, String); 8] {
         let names: Vec<&str> = all.iter().map(|variant| &variant.name[..]).collect();
-        let said = [
+        [
             ("--text", format!("{:032x}", self.corpus.id())),
             ("--adapt", self.other.as_ref().map_or_else(String::new, |other| format!("{:032x}", other.id()))),
             ("--scale", self.args.scale.clone()),
@@ -144,8 +144,7 @@ impl Zoo<'_> {
             ("--variants", names.join(",")),
             ("--precision", self.args.precision.to_string()),
             ("adapter", self.gpu.adapter().name.clone()),
-        ];
-        said.map(|(name, value)| (name.to_string(), value)).into()
+        ]
     }
 
     fn seeds(&self) -> BTreeSet<u64> {
